@@ -1,0 +1,26 @@
+# Everything from a fresh clone, on a machine with Python and make. PYTHON=python3.12 make test takes another Python.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench
+
+demo: .venv/installed
+	rm -rf runs/demo
+	$(BIN)/python recipes/medmnist2d.py --config recipes/configs/demo.yaml --output runs/demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/step_cost.py
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable ".[recipes,plot,dev]"
+	touch $@

@@ -1,0 +1,239 @@
+"""The method: which kernels are drawn, which pairs are merged, and how (Algorithm 1 of the paper).
+
+In-Model Merging (InMerge), from Wang, Almakky, Ma, Saeed, Yaqub: "In-Model Merging for Enhancing the Robustness of
+Medical Imaging Classification Models". A kernel is the weight of one output channel, ``weight[i]``, flattened.
+
+The random choices are made on the host from a NumPy generator, so that they are the same on every rank, device and
+dtype; the cosines and the merges are computed where the weight is, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Criterion = Literal["similar", "dissimilar", "any"]
+Indices = npt.NDArray[np.int64]
+
+CRITERIA: tuple[Criterion, ...] = ("similar", "dissimilar", "any")
+_RANGES = {"merge_prob": (0.0, 1.0), "merge_weight": (0.0, 1.0), "similarity_threshold": (-1.0, 1.0)}
+
+
+class Rule(NamedTuple):
+    """How a drawn pair is judged and merged: alpha, tau and which side of tau is merged."""
+
+    merge_weight: float
+    similarity_threshold: float
+    criterion: Criterion = "similar"
+
+
+class DrawnLayer(NamedTuple):
+    """A weight and the random choices of one step for it.
+
+    Attributes:
+        weight: floating point, of any shape, with the kernels on dim 0.
+        picked: the kernels to change, each at most once, (m,).
+        partners: the kernels that they are pulled towards, (m,).
+        shuffle: a permutation of m places, by which the criterion "any" hands the acceptances round.
+    """
+
+    weight: Tensor
+    picked: Indices
+    partners: Indices
+    shuffle: Indices
+
+
+def check_setting(name: str, value: float) -> float:
+    """Return ``value`` if it is in the range of the setting ``name``: [0, 1], or [-1, 1] for the cosine threshold.
+
+    Raises:
+        ValueError: it is out of range, or no number.
+    """
+    low, high = _RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}, but it must be a number from {low:g} to {high:g}")
+    return value
+
+
+def check_criterion(criterion: str) -> Criterion:
+    """Return ``criterion`` if it is one of CRITERIA.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for known in CRITERIA:
+        if criterion == known:
+            return known
+    raise ValueError(f"criterion is {criterion!r}, but it must be one of {', '.join(CRITERIA)}")
+
+
+def draw_pairs(kernels: int, groups: int, merge_prob: float, rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Draw the kernels that one step may merge, and a partner for each (Algorithm 1, the two random choices).
+
+    Each kernel is picked with probability ``merge_prob``. Its partner is another kernel of its convolution group,
+    each as likely as the next.
+
+    Args:
+        kernels: how many kernels the layer has (its output channels).
+        groups: how many groups its convolution has; it divides ``kernels``.
+        merge_prob: the probability p, in [0, 1].
+        rng: the generator that draws; it advances.
+
+    Returns:
+        The picked kernels, ascending, and their partners: two int64 arrays of the same length, empty where a group
+        holds a single kernel.
+
+    Example:
+        >>> picked, partners = draw_pairs(4, groups=2, merge_prob=1.0, rng=np.random.default_rng(0))
+        >>> picked.tolist(), partners.tolist()
+        ([0, 1, 2, 3], [1, 0, 3, 2])
+    """
+    group_size = kernels // groups
+    if group_size < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    picked = np.flatnonzero(rng.random(kernels) < merge_prob).astype(np.int64, copy=False)
+    # Going 1 ... size - 1 places on, round the group, reaches every kernel of it but the picked one.
+    places = rng.integers(1, group_size, size=picked.size)
+    partners = picked - picked % group_size + (picked + places) % group_size
+    return picked, partners
+
+
+def to_device(arrays: Sequence[Indices], device: torch.device) -> list[Tensor]:
+    """Copy arrays of indices to ``device`` in one go, without waiting for it (a GPU reads pinned memory itself)."""
+    joined = torch.from_numpy(np.concatenate(arrays))
+    if device.type == "cuda":
+        joined = joined.pin_memory()
+    return list(joined.to(device, non_blocking=True).split([array.size for array in arrays]))
+
+
+def take_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """Return kernels as rows of shape (len(rows), row length), copied, in at least float32."""
+    taken = weight.index_select(0, rows).reshape(rows.numel(), weight.shape[1:].numel())
+    return taken.to(torch.promote_types(weight.dtype, torch.float32))
+
+
+def accept_pairs(own: Tensor, donors: Tensor, rule: Rule, shuffle: Tensor | None = None) -> Tensor:
+    """Say which pairs of rows are to be merged (Algorithm 1, the comparison with tau).
+
+    Args:
+        own: the picked kernels, (m, d), float32 or float64.
+        donors: their partners, (m, d).
+        rule: "similar" and "any" accept cosines above its threshold, "dissimilar" the others.
+        shuffle: a permutation of m places, by which "any" hands the acceptances round among the pairs.
+
+    Returns:
+        A mask of m booleans. The cosine of a zero kernel is 0; a pair with a non-finite kernel is never accepted.
+    """
+    own_scale, donor_scale = own.abs().amax(1, keepdim=True), donors.abs().amax(1, keepdim=True)
+    finite = (own_scale.isfinite() & donor_scale.isfinite()).squeeze(1)
+    # Scaled to a largest entry of 1, neither tiny nor huge kernels leave the range of the squares.
+    a = own / torch.where(own_scale > 0, own_scale, 1)
+    b = donors / torch.where(donor_scale > 0, donor_scale, 1)
+    norms = (a * a).sum(1).sqrt() * (b * b).sum(1).sqrt()
+    cosine = (a * b).sum(1) / torch.where(norms > 0, norms, 1)
+    accepted = cosine > rule.similarity_threshold
+    if rule.criterion == "dissimilar":
+        accepted = ~accepted
+    elif rule.criterion == "any":
+        accepted = accepted[shuffle]
+    return accepted & finite
+
+
+def blend_rows(own: Tensor, donors: Tensor, merge_weight: float) -> Tensor:
+    """Return ``merge_weight * own + (1 - merge_weight) * donors`` (Algorithm 1, the update of K_i).
+
+    It starts from the nearer end and adds the weighted difference, so that equal rows stay equal to the bit, and in
+    single rounded operations, so that the bits don't depend on how the rows lie in memory.
+    """
+    near, far, share = (own, donors, 1 - merge_weight) if merge_weight >= 0.5 else (donors, own, merge_weight)
+    return (far - near) * share + near
+
+
+def put_rows_(weight: Tensor, rows: Tensor, merged: Tensor, accepted: Tensor) -> None:
+    """Write the accepted ones of ``merged`` over the kernels ``rows`` of ``weight``, in place; the others stay."""
+    kept = weight.index_select(0, rows)
+    mask = accepted.reshape(-1, *[1] * (kept.dim() - 1))
+    weight.index_copy_(0, rows, torch.where(mask, merged.reshape(kept.shape).to(weight.dtype), kept))
+
+
+def merge_pairs_(weight: Tensor, picked: Tensor, partners: Tensor, shuffle: Tensor, rule: Rule) -> Tensor:
+    """Merge drawn pairs of kernels in place; the arguments are those of DrawnLayer, on the weight's device.
+
+    All reads come from the weight as it was, so the order of the pairs does not matter.
+
+    Returns:
+        How many kernels were merged: an int64 tensor without dimensions, on the weight's device.
+    """
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        own, donors = take_rows(weight, picked), take_rows(weight, partners)
+        accepted = accept_pairs(own, donors, rule, shuffle)
+        put_rows_(weight, picked, blend_rows(own, donors, rule.merge_weight), accepted)
+        return accepted.sum()
+
+
+def merge_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tensor]:
+    """Merge the drawn pairs of several weights in place, with one copy of indices to each device.
+
+    Returns:
+        How many kernels were merged in each, as merge_pairs_ does.
+    """
+    counts: dict[int, Tensor] = {}
+    for device in dict.fromkeys(layer.weight.device for layer in layers):
+        here = [place for place, layer in enumerate(layers) if layer.weight.device == device]
+        indices = iter(to_device([array for place in here for array in layers[place][1:]], device))
+        for place in here:
+            counts[place] = merge_pairs_(layers[place].weight, next(indices), next(indices), next(indices), rule)
+    return [counts[place] for place in range(len(layers))]
+
+
+def merge_kernels_(
+    weight: Tensor,
+    *,
+    merge_prob: float,
+    merge_weight: float,
+    similarity_threshold: float,
+    groups: int = 1,
+    criterion: Criterion = "similar",
+    rng: np.random.Generator,
+) -> Tensor:
+    """One step of in-model merging on one weight, in place (Algorithm 1, the inner loop), for custom loops.
+
+    Args:
+        weight: floating point, of any shape, with the kernels on dim 0: (output channels, ...).
+        merge_prob: p, in [0, 1]: how likely each kernel is picked.
+        merge_weight: alpha, in [0, 1]: the share that a merged kernel keeps of itself.
+        similarity_threshold: tau, in [-1, 1]: pairs with a cosine above it are merged.
+        groups: the groups of the convolution; partners come from the same group.
+        criterion: "similar" is the paper's; "dissimilar" merges the pairs whose cosine is not above tau; "any"
+            merges as many as "similar" does, taken from the drawn pairs whatever their cosine.
+        rng: the generator of the random choices; it advances.
+
+    Returns:
+        How many kernels were merged: an int64 tensor without dimensions, on the weight's device, not yet read.
+
+    Raises:
+        ValueError: a setting out of range, or groups that don't divide the kernels.
+        TypeError: a weight that is not floating point.
+
+    Example:
+        >>> weight = torch.tensor([[1.0, 0.0], [1.0, 0.2], [0.0, 1.0]])
+        >>> settings = dict(merge_prob=1.0, merge_weight=0.5, similarity_threshold=0.3)
+        >>> int(merge_kernels_(weight, **settings, rng=np.random.default_rng(2)))
+        2
+    """
+    check_setting("merge_prob", merge_prob)
+    check_setting("merge_weight", merge_weight)
+    check_setting("similarity_threshold", similarity_threshold)
+    criterion = check_criterion(criterion)
+    if not weight.is_floating_point():
+        raise TypeError(f"the weight is {weight.dtype}, but kernels of floating point numbers are merged")
+    if weight.dim() == 0 or groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"groups is {groups}, but it must divide the kernels of a weight of {tuple(weight.shape)}")
+    picked, partners = draw_pairs(weight.shape[0], groups, merge_prob, rng)
+    layer = DrawnLayer(weight, picked, partners, rng.permutation(picked.size))
+    return merge_layers_([layer], Rule(merge_weight, similarity_threshold, criterion))[0]
