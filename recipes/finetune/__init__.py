@@ -1,0 +1,1 @@
+"""What the recipes share: data, models, the paired trial and the run folder."""

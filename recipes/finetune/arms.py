@@ -1,0 +1,60 @@
+"""What is compared. An arm is added here, and nowhere else."""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from finetune.errors import InputError, near_names
+from finetune.options import Options
+from inmerge_optim import InMergeOptimizer
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to spend the E2 epochs after the backbone stage.
+
+    Attributes:
+        criterion: which pairs are merged after each step; None: nothing is merged.
+    """
+
+    criterion: str | None = None
+
+
+ARMS = {
+    BASELINE: Arm(),
+    "inmerge": Arm(criterion="similar"),
+}
+
+
+def check_arms(names: tuple[str, ...]) -> None:
+    """Refuse unknown and repeated arms, and a comparison that has no baseline."""
+    for name in names:
+        if name not in ARMS:
+            hint = near_names(name, ARMS) or f": choose from {', '.join(ARMS)}"
+            raise InputError(f"--arms names the unknown arm {name!r}{hint}")
+    if len(set(names)) < len(names):
+        raise InputError(f"--arms {' '.join(names)} names an arm twice")
+    if BASELINE not in names:
+        raise InputError(f"--arms must hold {BASELINE}, which the others are compared with")
+
+
+def wrap_optimizer(arm: Arm, optimizer: Optimizer, model: nn.Module, options: Options, seed: int) -> Optimizer:
+    """The optimizer that an arm trains with; a merging one is wrapped before accelerate prepares it."""
+    if arm.criterion is None:
+        return optimizer
+    try:
+        return InMergeOptimizer(
+            optimizer,
+            model,
+            skip_layers=options.skip_layers,
+            merge_prob=options.merge_prob,
+            merge_weight=options.merge_weight,
+            similarity_threshold=options.similarity_threshold,
+            criterion=arm.criterion,
+            seed=seed,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{options.model} can't be merged with these options: {error}") from error

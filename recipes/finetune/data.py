@@ -1,0 +1,61 @@
+"""Images and labels in memory, whatever their source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from finetune.tasks import Task
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split.
+
+    Attributes:
+        images: uint8, shape (N, 1 or 3, size, size).
+        labels: class indices, int64 (N,), or 0 and 1, int64 (N, labels).
+        cases: what names each image in the predictions, unique within the split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    cases: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, split and at its final size.
+
+    Attributes:
+        files: md5 per source file; a resumed run must find the same.
+        own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
+    """
+
+    name: str
+    task: Task
+    train: Split
+    val: Split
+    test: Split
+    files: dict[str, str] = field(default_factory=dict)
+    own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+
+def resize(images: np.ndarray, size: int, chunk: int = 4096) -> np.ndarray:
+    """Square uint8 images (N, C, H, H) at `size`, made once; on uint8 this equals PIL's resize, antialiased."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    for start in range(0, len(images), chunk):
+        part = torch.from_numpy(images[start : start + chunk])
+        resized[start : start + chunk] = v2.functional.resize(part, [size, size], antialias=True).numpy()
+    return resized

@@ -1,0 +1,31 @@
+"""Errors that a user can mend, told in one sentence."""
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(Exception):
+    """What the user gave can't be used: the message names the thing, what was expected and what to do."""
+
+
+def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
+    """`": did you mean ...?"` with the names closest to `name`, or nothing when none is close."""
+    near = difflib.get_close_matches(name.lower(), list(names), n=count, cutoff=0.5)
+    return f": did you mean {' or '.join(near)}?" if near else ""
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all; asked of the launcher, so that it works before any process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def exit_on_input_error(run: Callable[[], None]) -> None:
+    """Run a recipe; an InputError ends it with one sentence from the main process and exit code 2."""
+    try:
+        run()
+    except InputError as error:
+        if is_main_process():
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,181 @@
+"""The options that every recipe has, and how they are read from the command line and from a config file."""
+
+import dataclasses
+import os
+import sys
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from finetune.errors import InputError, is_main_process, near_names
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Options of the paired trial; a recipe's own options are added by a subclass."""
+
+    model: str = "resnet18"
+    """Any timm model with convolutions."""
+    pretrained: bool = True
+    """Start from timm's pretrained weights (from the hub, or from --checkpoint)."""
+    checkpoint: Path | None = None
+    """A local file with weights of that architecture; used in place of the hub's."""
+    in_chans: Literal[1, 3] = 3
+    """Channels that the model takes; grey images are expanded to three on the device."""
+    data_dir: Path | None = None
+    """The folder with the data."""
+    image_size: int | None = None
+    """Side of the images in pixels; they are resized once, ahead of training. None: as in the source."""
+    epochs: int = 10
+    """Epochs of the backbone stage (E1)."""
+    inmerge_epochs: int = 5
+    """Epochs of each arm (E2)."""
+    seeds: tuple[int, ...] = (0,)
+    """One backbone and one run of each arm per seed."""
+    split_seed: int = 0
+    """Seed of the split, where the data come without one; it does not vary with --seeds."""
+    arms: tuple[str, ...] = ("baseline", "inmerge")
+    """What is compared; baseline must be among them."""
+    batch_size: int = 128
+    """Images per optimizer step, over all processes and accumulation steps."""
+    opt: str = "sgd"
+    """Any timm optimizer."""
+    lr: float = 0.01
+    """Learning rate of the backbone stage."""
+    inmerge_lr: float | None = None
+    """Learning rate of the arms. None: --lr."""
+    momentum: float = 0.9
+    """Momentum, for optimizers that have it."""
+    weight_decay: float = 1e-4
+    """Weight decay; as in timm, biases and norm layers have none."""
+    sched: Literal["constant", "cosine", "multistep"] = "constant"
+    """timm's schedule of the learning rate, over the epochs of each stage."""
+    decay_milestones: tuple[int, ...] = ()
+    """Epochs after which multistep multiplies the learning rate by a tenth."""
+    warmup_epochs: int = 0
+    """Epochs of linear warm-up at the start of the backbone stage."""
+    clip_grad: float | None = None
+    """Largest norm of the gradient."""
+    grad_accum_steps: int = 1
+    """Forward and backward passes per optimizer step."""
+    hflip: float = 0.0
+    """Probability of a horizontal flip of a training image."""
+    skip_layers: int | float = 0.6
+    """Shallow convolutions that are never merged: a count, or a fraction below 1."""
+    merge_prob: float = 0.3
+    """Probability with which a kernel is picked at a step."""
+    merge_weight: float = 0.8
+    """Weight of the kernel itself in a merge."""
+    similarity_threshold: float = 0.3
+    """Cosine above which a pair is merged."""
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = None
+    """None: what the launcher says."""
+    workers: int = 0
+    """Worker processes that load batches."""
+    output: Path | None = None
+    """The run folder. None: runs/<data>-<model>."""
+    resume: bool = False
+    """Go on with the run in the output folder, or start it."""
+    config: Path | None = None
+    """A YAML file with values for these options; the command line has the last word."""
+
+
+SomeOptions = TypeVar("SomeOptions", bound=Options)
+
+
+def parse_options(kind: type[SomeOptions], argv: list[str] | None = None) -> SomeOptions:
+    """Read and check the options: defaults, then the config file's values, then the command line's."""
+    argv = sys.argv[1:] if argv is None else argv
+    from_file = [word for path in _config_paths(argv) for word in _read_config(kind, path)]
+    options = tyro.cli(kind, args=[*from_file, *argv], console_outputs=is_main_process())
+    check_options(options)
+    return options
+
+
+def _config_paths(argv: list[str]) -> list[Path]:
+    """The value of --config, found ahead of the parser because it sets the parser's defaults."""
+    paths = [Path(value) for word, value in pairwise(argv) if word == "--config"]
+    paths += [Path(word.removeprefix("--config=")) for word in argv if word.startswith("--config=")]
+    return paths[-1:]
+
+
+def _read_config(kind: type[Options], path: Path) -> list[str]:
+    """A config file as command-line words, so that one parser coerces and checks the values of both."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--config {path} can't be read as YAML ({reason}): give an existing YAML file") from error
+    if values is None:
+        return []
+    if not isinstance(values, dict):
+        raise InputError(f"--config {path} must hold `option: value` lines, not a {type(values).__name__}")
+    known = {field.name for field in dataclasses.fields(kind)} - {"config"}
+    words: list[str] = []
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise InputError(f"--config {path} sets the unknown option {key!r}{near_names(name, known)}")
+        words += _as_words(name.replace("_", "-"), value)
+    return words
+
+
+def _as_words(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{flag}" if value else f"--no-{flag}"]
+    if isinstance(value, list):
+        return [f"--{flag}", *map(str, value)]
+    return [f"--{flag}", str(value)]
+
+
+def check_options(options: Options) -> None:
+    """Refuse values out of range and options that contradict each other or would have no effect."""
+    at_least = {"epochs": 0, "inmerge_epochs": 0, "batch_size": 1, "grad_accum_steps": 1, "workers": 0}
+    at_least |= {"warmup_epochs": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "split_seed": 0}
+    for name, lowest in at_least.items():
+        if not getattr(options, name) >= lowest:
+            raise InputError(f"--{_flag(name)} must be at least {lowest}, not {getattr(options, name)}")
+    for name in ("inmerge_lr", "clip_grad", "image_size"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{_flag(name)} must be above 0, not {value}")
+    if not 0 <= options.hflip <= 1:
+        raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
+    _check_seeds(options.seeds)
+    if options.checkpoint and not options.pretrained:
+        raise InputError(
+            "--checkpoint gives pretrained weights and --no-pretrained forbids them: leave out one of both"
+        )
+    if options.decay_milestones and options.sched != "multistep":
+        raise InputError(f"--decay-milestones has no effect with --sched {options.sched}: use --sched multistep")
+    if options.sched == "multistep" and not options.decay_milestones:
+        raise InputError("--sched multistep needs --decay-milestones, the epochs after which the rate falls")
+    if options.warmup_epochs > options.epochs:
+        raise InputError(f"--warmup-epochs {options.warmup_epochs} is longer than --epochs {options.epochs}")
+
+
+def _check_seeds(seeds: tuple[int, ...]) -> None:
+    if not seeds:
+        raise InputError("--seeds needs at least one seed")
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: a repeated run adds no evidence")
+    if min(seeds) < 0:
+        raise InputError(f"--seeds must not be negative, and {min(seeds)} is")
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def as_plain(options: Options) -> dict[str, Any]:
+    """The options as YAML knows them: paths as text, tuples as lists."""
+    plain = {}
+    for name, value in dataclasses.asdict(options).items():
+        plain[name] = (
+            os.fspath(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        )
+    return plain

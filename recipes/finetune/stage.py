@@ -1,0 +1,240 @@
+"""One stage of the trial: the backbone, or one arm, for one seed."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from finetune import tasks
+from finetune.arms import ARMS, BASELINE, wrap_optimizer
+from finetune.batches import channel_statistics, eval_loader, flip_mask, model_input, train_loader
+from finetune.checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
+from finetune.data import ImageData
+from finetune.metrics import METRICS, score
+from finetune.models import create_model
+from finetune.optim import create_optimizer, create_schedule
+from finetune.options import Options
+from finetune.randomness import seed_globals
+from finetune.results import WEIGHTS, read_result, write_curves, write_predictions, write_result
+from finetune.training import Batch, predict, train_epoch
+from inmerge_optim import InMergeOptimizer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage does, and where.
+
+    Attributes:
+        kind: keys the random numbers; it is "arm" for every arm, so that all of them see the same.
+        arm: a name in ARMS; the backbone trains as the baseline does.
+        folder: where the stage keeps its files.
+        start: the weights it starts from; None: a new model, pretrained if the options say so.
+    """
+
+    kind: Literal["backbone", "arm"]
+    arm: str
+    seed: int
+    epochs: int
+    lr: float
+    folder: Path
+    start: Path | None = None
+
+    @property
+    def title(self) -> str:
+        return f"seed {self.seed} {self.folder.name}"
+
+    @property
+    def keeps_best(self) -> bool:
+        """An arm keeps its best epoch on validation; the backbone hands its last one on."""
+        return self.kind == "arm"
+
+
+def backbone_stage(options: Options, run: Path, seed: int) -> Stage:
+    return Stage("backbone", BASELINE, seed, options.epochs, options.lr, run / f"seed_{seed}" / "backbone")
+
+
+def arm_stage(options: Options, run: Path, seed: int, arm: str) -> Stage:
+    folder = run / f"seed_{seed}"
+    lr = options.lr if options.inmerge_lr is None else options.inmerge_lr
+    return Stage("arm", arm, seed, options.inmerge_epochs, lr, folder / arm, folder / "backbone" / WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What accelerate has prepared for a stage. `merging` is the unprepared optimizer, if it merges."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    schedule: Scheduler
+    loaders: dict[str, DataLoader]
+    merging: InMergeOptimizer | None
+    model_input: Callable[..., torch.Tensor]
+
+
+def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> dict[str, Any]:
+    """Run a stage, or what is left of it, and return its result as it stands in result.json."""
+    result = read_result(accelerator, stage.folder)
+    if result is not None:
+        return result
+    session = _prepare(accelerator, options, data, stage)
+    progress = load_checkpoint(accelerator, stage.folder / "state")
+    if progress is None:
+        progress = {"epochs": 0, "metrics": [], "merges": [], "best_epoch": 0, "best_auroc": None}
+    while progress["epochs"] < stage.epochs:
+        progress, new_best = _run_epoch(accelerator, options, data, stage, session, progress)
+        best_weights = accelerator.get_state_dict(session.model) if new_best and stage.keeps_best else None
+        save_checkpoint(accelerator, stage.folder / "state", progress, best_weights)
+    result = _finish(accelerator, data, stage, session, progress)
+    accelerator.free_memory()
+    return result
+
+
+def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> Session:
+    seed_globals(stage.seed, "initialisation", 0, rank=0)
+    model = create_model(options, data, pretrained=options.pretrained and stage.start is None)
+    if stage.start is not None:
+        model.load_state_dict(load_file(stage.start))
+    config = model.pretrained_cfg
+    optimizer = create_optimizer(options, model, stage.lr)
+    optimizer = wrap_optimizer(ARMS[stage.arm], optimizer, model, options, stage.seed)
+    merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
+    schedule = create_schedule(options, optimizer, stage.kind, stage.epochs)
+
+    loading = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
+    batch_size = options.batch_size // options.grad_accum_steps
+    train = train_loader(
+        data.train,
+        batch_size=options.batch_size,
+        grad_accum_steps=options.grad_accum_steps,
+        seed=stage.seed,
+        stage=stage.kind,
+        **loading,
+    )
+    val = eval_loader(data.val, batch_size=batch_size, **loading)
+    test = eval_loader(data.test, batch_size=batch_size, **loading)
+    model, optimizer, train, val, test = accelerator.prepare(model, optimizer, train, val, test)
+    mean, std = (values.to(accelerator.device) for values in channel_statistics(config, options.in_chans))
+    loaders = {"train": train, "val": val, "test": test}
+    return Session(model, optimizer, schedule, loaders, merging, partial(_input_of, mean=mean, std=std))
+
+
+def _input_of(batch: Batch, mean: torch.Tensor, std: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
+    return model_input(batch["images"], mean, std, None if flips is None else flips[batch["rows"]])
+
+
+def _run_epoch(
+    accelerator: Accelerator,
+    options: Options,
+    data: ImageData,
+    stage: Stage,
+    session: Session,
+    progress: dict[str, Any],
+) -> tuple[dict[str, Any], bool]:
+    """Train and validate one epoch; the progress after it, and whether it is the best so far.
+
+    All random numbers are keyed by the epoch, so that it does not matter what ran before in this process.
+    """
+    epoch = progress["epochs"]
+    seed_globals(stage.seed, stage.kind, epoch, accelerator.process_index)
+    session.schedule.step(epoch)
+    session.loaders["train"].set_epoch(epoch)
+    flips = flip_mask(len(data.train), options.hflip, stage.seed, stage.kind, epoch).to(accelerator.device)
+    lr = session.optimizer.param_groups[0]["lr"]
+    counts_before = session.merging.merge_counts() if session.merging else {}
+    loss = train_epoch(
+        accelerator,
+        session.model,
+        session.optimizer,
+        session.loaders["train"],
+        partial(session.model_input, flips=flips if options.hflip else None),
+        partial(tasks.loss, data.task),
+        options.clip_grad,
+        f"{stage.title} epoch {epoch + 1}/{stage.epochs}",
+    )
+    scores, _ = _score(accelerator, data, session, "val")
+    counts = session.merging.merge_counts() if session.merging else {}
+    merges = [
+        [epoch + 1, layer, *(count[key] - counts_before[layer][key] for key in ("drawn", "merged"))]
+        for layer, count in counts.items()
+    ]
+    accelerator.print(f"{stage.title} epoch {epoch + 1}/{stage.epochs}: {_line(loss, scores)}")
+    new_best = epoch == 0 or (scores["auroc"] or 0) > (progress["best_auroc"] or 0)
+    after = {
+        "epochs": epoch + 1,
+        "metrics": [*progress["metrics"], [epoch + 1, lr, loss, *(scores[name] for name in METRICS)]],
+        "merges": progress["merges"] + merges,
+        "best_epoch": epoch + 1 if new_best else progress["best_epoch"],
+        "best_auroc": scores["auroc"] if new_best else progress["best_auroc"],
+    }
+    if accelerator.is_main_process:
+        write_curves(stage.folder, after)
+    return after, new_best
+
+
+def _line(loss: float, scores: dict[str, float | None]) -> str:
+    figures = (f"{name} {value:.4f}" for name, value in scores.items() if value is not None)
+    return ", ".join([f"loss {loss:.4f}", *(f"val {figure}" for figure in figures)])
+
+
+def _score(
+    accelerator: Accelerator, data: ImageData, session: Session, part: str
+) -> tuple[dict[str, float | None], np.ndarray]:
+    """Scores on a split, and the probabilities that they come from."""
+    logits = predict(accelerator, session.model, session.loaders[part], session.model_input)
+    probabilities = tasks.probabilities(data.task, logits)
+    scores = score(data.task, getattr(data, part).labels, probabilities)
+    if part == "test" and data.own_scores is not None:
+        scores |= data.own_scores(probabilities)
+    return scores, probabilities
+
+
+def _finish(
+    accelerator: Accelerator, data: ImageData, stage: Stage, session: Session, progress: dict[str, Any]
+) -> dict[str, Any]:
+    """Score the last epoch, then the one to keep, and write what remains of the stage."""
+    parts = ("val", "test") if stage.kind == "arm" else ("val",)
+    scored = {part: _score(accelerator, data, session, part) for part in parts}
+    last = {part: scores for part, (scores, _) in scored.items()}
+    epoch = progress["epochs"]
+    state = stage.folder / "state"
+    if stage.keeps_best and progress["best_epoch"] < epoch:
+        best = load_file(checkpoint_folder(state, epoch) / BEST)
+        accelerator.unwrap_model(session.model).load_state_dict(best)
+        scored = {part: _score(accelerator, data, session, part) for part in parts}
+        epoch = progress["best_epoch"]
+    result = {
+        "epoch": epoch,
+        "kept": {part: scores for part, (scores, _) in scored.items()},
+        "last": last,
+        "merges": _totals(progress["merges"]),
+    }
+    weights = accelerator.get_state_dict(session.model)
+    if accelerator.is_main_process:
+        write_curves(stage.folder, progress)
+        for part, (_, probabilities) in scored.items():
+            write_predictions(stage.folder, part, data.task, getattr(data, part), probabilities)
+        write_result(stage.folder, weights, result)
+        shutil.rmtree(state, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _totals(merges: list[list[Any]]) -> dict[str, dict[str, int]]:
+    """Pairs drawn and merged per layer over all epochs."""
+    totals: dict[str, dict[str, int]] = {}
+    for _, layer, drawn, merged in merges:
+        total = totals.setdefault(layer, {"drawn": 0, "merged": 0})
+        total["drawn"] += drawn
+        total["merged"] += merged
+    return totals

@@ -1,0 +1,70 @@
+"""One epoch of training, and predictions gathered from all processes."""
+
+import math
+import sys
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import tqdm
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from finetune.errors import InputError
+
+Batch = dict[str, torch.Tensor]
+
+
+def train_epoch(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: DataLoader,
+    model_input: Callable[[Batch], torch.Tensor],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    clip_grad: float | None,
+    title: str,
+) -> float:
+    """Train on one pass of the loader and return the mean loss over batches and processes."""
+    model.train()
+    total = torch.zeros((), device=accelerator.device)
+    for batch in tqdm(loader, desc=title, leave=False, disable=not sys.stderr.isatty()):
+        with accelerator.accumulate(model):
+            batch_loss = loss(model(model_input(batch)), batch["labels"])
+            accelerator.backward(batch_loss)
+            if clip_grad is not None and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), clip_grad)
+            optimizer.step()
+            optimizer.zero_grad()
+        total += batch_loss.detach()
+    mean = accelerator.reduce(total, reduction="mean").item() / len(loader)
+    if not math.isfinite(mean):
+        raise InputError(f"the training loss of {title} is {mean}: training diverged, choose a smaller learning rate")
+    return mean
+
+
+def predict(
+    accelerator: Accelerator, model: nn.Module, loader: DataLoader, model_input: Callable[[Batch], torch.Tensor]
+) -> torch.Tensor:
+    """Logits of every case of the split in order, float32 on the host, the same on every process.
+
+    Each case is checked to be there once: gathering pads the last batch, and a padded case counted twice would shift
+    every metric.
+    """
+    model.eval()
+    logits, rows = [], []
+    with torch.no_grad():
+        for batch in loader:
+            gathered = accelerator.gather_for_metrics((model(model_input(batch)).float(), batch["rows"]))
+            logits.append(gathered[0].cpu())
+            rows.append(gathered[1].cpu())
+    cases = len(loader.dataset)
+    if not torch.equal(torch.cat(rows), torch.arange(cases)):
+        raise RuntimeError(
+            f"the processes gathered {sum(map(len, rows))} predictions of {cases} cases, or in another order"
+        )
+    gathered_logits = torch.cat(logits)
+    if not gathered_logits.isfinite().all():
+        raise InputError("the model's predictions are not finite: training diverged, choose a smaller learning rate")
+    return gathered_logits

@@ -1,0 +1,101 @@
+"""The paired trial: for each seed a backbone stage, then every arm from its last weights."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration
+
+from finetune.arms import ARMS, check_arms, wrap_optimizer
+from finetune.data import ImageData
+from finetune.errors import InputError
+from finetune.models import check_forward, check_model_name, create_model
+from finetune.optim import create_optimizer
+from finetune.options import Options
+from finetune.randomness import seed_globals
+from finetune.run_folder import check_run_folder, check_same_data, launch_of, write_settings
+from finetune.stage import arm_stage, backbone_stage, run_stage
+from finetune.summary import read_summary, summarise, table, write_summary
+
+
+def run_trial(options: Options, load_data: Callable[[], ImageData], name: str) -> None:
+    """Run the trial, or what is left of it, and print its table.
+
+    Everything that can be wrong with the input is checked before anything is written.
+
+    Args:
+        load_data: reads the data set; called once the options are known to be sound.
+        name: the default name of the run folder.
+    """
+    check_model_name(options.model)
+    check_arms(options.arms)
+    accelerator = _accelerator(options)
+    per_process = _images_per_pass(options, accelerator.num_processes)
+    run = options.output or Path("runs") / name
+    launch = launch_of(accelerator)
+    check_run_folder(run, options, launch)
+    summary = read_summary(run) if options.resume else None
+    if summary is None:
+        with accelerator.main_process_first():
+            data = load_data()
+        _check_data(options, data, per_process)
+        check_same_data(run, data)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_settings(run, options, launch, data)
+        accelerator.wait_for_everyone()
+        results = {}
+        for seed in options.seeds:
+            run_stage(accelerator, options, data, backbone_stage(options, run, seed))
+            stages = {arm: arm_stage(options, run, seed, arm) for arm in options.arms}
+            results[seed] = {arm: run_stage(accelerator, options, data, stage) for arm, stage in stages.items()}
+        summary = summarise(data.task.kind, results)
+        if accelerator.is_main_process:
+            write_summary(run, summary)
+    accelerator.print(f"\n{table(summary)}\n\nRun folder: {run}")
+    accelerator.end_training()
+
+
+def _accelerator(options: Options) -> Accelerator:
+    """An accelerator that splits batches over the processes, with all made deterministic that can be."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return Accelerator(
+            mixed_precision=options.mixed_precision,
+            gradient_accumulation_steps=options.grad_accum_steps,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--mixed-precision {options.mixed_precision} is not possible here ({reason})") from error
+
+
+def _images_per_pass(options: Options, processes: int) -> int:
+    """Images per forward pass and process."""
+    parts = processes * options.grad_accum_steps
+    if options.batch_size % parts:
+        raise InputError(
+            f"--batch-size {options.batch_size} can't be shared by {processes} processes and "
+            f"{options.grad_accum_steps} accumulation steps: choose a multiple of {parts}"
+        )
+    return options.batch_size // parts
+
+
+def _check_data(options: Options, data: ImageData, per_process: int) -> None:
+    """Try the model, the optimizer and every arm's wrapper on the data's shape."""
+    if options.in_chans < data.channels:
+        raise InputError(f"--in-chans 1 needs grey images, and {data.name} has {data.channels} channels: leave it out")
+    if options.batch_size > len(data.train):
+        raise InputError(
+            f"--batch-size {options.batch_size} is more than the {len(data.train)} training images of {data.name}: "
+            "choose a smaller one"
+        )
+    fresh = not options.resume
+    seed_globals(options.seeds[0], "initialisation", 0, rank=0)
+    model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
+    for arm in options.arms:
+        wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+    check_forward(model, options, data, per_process)
