@@ -95,7 +95,7 @@ class InMergeOptimizer(Optimizer):
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1),
         ...                       nn.Flatten(), nn.Linear(8, 2))
-        >>> optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), model)
+        >>> optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, skip_layers=1)
         >>> model(torch.zeros(4, 3, 32, 32)).sum().backward()
         >>> optimizer.step()
         >>> [layer.name for layer in optimizer.layers if layer.selected]
@@ -169,6 +169,11 @@ class InMergeOptimizer(Optimizer):
 
     # A scaler that sees True here leaves overflows to the step, which then can't know on the host that it was skipped.
     _step_supports_amp_scaling = False
+
+    @property
+    def is_second_order(self) -> bool:
+        """Whether the base differentiates gradients again (timm's training script asks)."""
+        return bool(getattr(self.base_optimizer, "is_second_order", False))
 
     @property
     def layers(self) -> list[KernelLayer]:

@@ -1,0 +1,30 @@
+"""What the tests share: one thread, and where the real data are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+SHARED = Path(os.environ.get("INMERGE_TEST_DATA", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Equality to the bit is promised for one number of threads; tests run on one."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def shared_file():
+    """Return a real file by its path in the data folder, or skip the test, saying what is missing."""
+
+    def find(relative: str) -> Path:
+        path = SHARED / relative
+        if not path.exists():
+            pytest.skip(f"{relative} is not in the data folder (set INMERGE_TEST_DATA to the folder that holds it)")
+        return path
+
+    return find

@@ -1,0 +1,334 @@
+"""The wrapper: what it leaves alone, what it merges and when, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import timm
+import timm.optim
+import torch
+from torch import nn
+
+from inmerge_optim import InMergeOptimizer, NoMergeWarning, draw_pairs, merge_kernels_
+
+MERGE_ALL = {"merge_prob": 1.0, "similarity_threshold": -1.0}
+
+
+def small_cnn(seed=0):
+    """Return a CNN with the parts that optimizers treat apart: norms, biases, groups, a head; two layers to merge."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(12, 2),
+    )
+
+
+def backward(model, step=0, second_order=False):
+    """Set the gradients of a loss on a batch that the step's number determines, and return the loss."""
+    generator = torch.Generator().manual_seed(step)
+    images, labels = torch.randn(4, 3, 8, 8, generator=generator), torch.tensor([0, 1, 1, 0])
+    loss = nn.functional.cross_entropy(model(images), labels)
+    loss.backward(create_graph=second_order)
+    return loss
+
+
+def train(model, optimizer, steps=5, start=0):
+    """Run steps of an ordinary loop, through a closure, so that every optimizer can take part."""
+    for step in range(start, start + steps):
+
+        def closure(step=step):
+            optimizer.zero_grad()
+            return backward(model, step, second_order=getattr(optimizer, "is_second_order", False))
+
+        optimizer.step(closure)
+
+
+def wrap(model, base=None, **settings):
+    base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) if base is None else base
+    return InMergeOptimizer(base, model, **{"skip_layers": 1, **settings})
+
+
+def equal(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def torch_optimizers():
+    for name, kind in sorted(vars(torch.optim).items()):
+        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
+            yield name
+
+
+# Not for parameters like these: sparse gradients alone; two-dimensional parameters alone.
+TORCH_EXCEPTIONS = {"SparseAdam", "Muon"}
+
+
+@pytest.mark.parametrize("name", sorted(set(torch_optimizers()) - TORCH_EXCEPTIONS))
+def test_without_merging_it_is_the_base_to_the_bit_for_torch(name):
+    plain, wrapped = small_cnn(), small_cnn()
+    bare = getattr(torch.optim, name)(plain.parameters(), lr=0.01)
+    optimizer = wrap(wrapped, getattr(torch.optim, name)(wrapped.parameters(), lr=0.01), merge_prob=0.0)
+    train(plain, bare)
+    train(wrapped, optimizer)
+    assert equal(plain, wrapped)
+    assert not equal(plain, small_cnn())
+
+
+def test_the_exceptions_of_torch_do_not_take_such_parameters():
+    with pytest.raises(ValueError, match="2D"):
+        torch.optim.Muon(small_cnn().parameters())
+    model = small_cnn()
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    backward(model)
+    with pytest.raises(RuntimeError, match="dense gradients"):
+        optimizer.step()
+
+
+# bitsandbytes' and APEX's need a GPU to be built.
+TIMM_OPTIMIZERS = [name for name in timm.optim.list_optimizers() if not name.startswith(("bnb", "fused"))]
+
+
+@torch.compiler.set_stance("force_eager")  # Kron compiles its parts, which takes minutes
+@pytest.mark.parametrize("name", TIMM_OPTIMIZERS)
+def test_without_merging_it_is_the_base_to_the_bit_for_timm(name):
+    plain, wrapped = small_cnn(), small_cnn()
+    settings = {"opt": name, "lr": 1e-3, "weight_decay": 0.05}  # no decay for norms and biases: two groups
+    torch.manual_seed(1)
+    train(plain, timm.optim.create_optimizer_v2(plain, **settings))
+    torch.manual_seed(1)
+    optimizer = wrap(wrapped, timm.optim.create_optimizer_v2(wrapped, **settings), merge_prob=0.0)
+    assert len(optimizer.param_groups) == 2
+    train(wrapped, optimizer)
+    assert equal(plain, wrapped)
+    assert not equal(plain, small_cnn())
+
+
+def test_without_merging_layer_decay_is_the_base_to_the_bit():
+    models = []
+    for wrapping in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet", num_classes=2)
+        optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.7)
+        if wrapping:
+            assert len(optimizer.param_groups) > 4
+            optimizer = InMergeOptimizer(optimizer, model, merge_prob=0.0)
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(step))).square().sum().backward()
+            optimizer.step()
+        models.append(model)
+    assert equal(*models)
+
+
+def test_each_step_is_the_bases_step_and_then_a_merge_of_each_selected_layer():
+    expected, wrapped = small_cnn(), small_cnn()
+    base = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=0.9)
+    optimizer = wrap(wrapped, similarity_threshold=0.0, merge_prob=0.7, seed=3)
+    for step in range(4):
+        train(expected, base, 1, start=step)
+        rng = np.random.default_rng(np.random.SeedSequence((3, step)))
+        draws = [draw_pairs(8, 2, 0.7, rng), draw_pairs(12, 1, 0.7, rng)]
+        for place, (picked, partners) in zip((3, 5), draws, strict=True):
+            weight = expected[place].weight.detach()
+            before = weight.clone()
+            for i, j in zip(picked, partners, strict=True):
+                if torch.cosine_similarity(before[i].flatten(), before[j].flatten(), dim=0) > 0:
+                    weight[i] = torch.lerp(before[i], before[j], 0.2)
+        train(wrapped, optimizer, 1, start=step)
+        for a, b in zip(expected.parameters(), wrapped.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+    assert optimizer.merge_counts()["5"]["merged"] > 5
+    assert {group["inmerge_step"] for group in optimizer.param_groups} == {4}
+
+
+def test_biases_norms_and_optimizer_state_stay_as_the_base_left_them():
+    plain, wrapped = small_cnn(), small_cnn()
+    base, optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9), wrap(wrapped, **MERGE_ALL)
+    train(plain, base, 1)
+    train(wrapped, optimizer, 1)
+    changed = [n for (n, a), b in zip(plain.named_parameters(), wrapped.parameters(), strict=True) if not a.equal(b)]
+    assert changed == ["3.weight", "5.weight"]
+    for a, b in zip(base.state.values(), optimizer.state.values(), strict=True):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+
+
+def test_draws_are_the_same_whatever_other_layers_do():
+    merged = []
+    for frozen in (False, True):
+        model = small_cnn()
+        model[3].weight.requires_grad_(not frozen)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = wrap(model, **MERGE_ALL)
+        optimizer.step()
+        merged.append(model)
+    assert torch.equal(merged[0][5].weight, merged[1][5].weight)
+    assert not torch.equal(merged[0][3].weight, merged[1][3].weight)
+    assert torch.equal(merged[1][3].weight, small_cnn()[3].weight)
+
+
+def test_the_global_generators_are_left_alone():
+    model = small_cnn()
+    optimizer = wrap(model, **MERGE_ALL)
+    backward(model)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    optimizer.step()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+
+
+def test_seeds_and_steps_give_other_draws():
+    weights = {}
+    for seed in (0, 1):
+        model = small_cnn()
+        optimizer = wrap(model, torch.optim.SGD(model.parameters(), lr=1e-30), merge_prob=0.5, seed=seed, skip_layers=2)
+        for step in range(2):
+            backward(model)
+            before = model[5].weight.detach().clone()
+            optimizer.similarity_threshold = -1.0
+            optimizer.step()
+            weights[seed, step] = tuple((model[5].weight != before).flatten(1).any(1).tolist())
+    assert len(set(weights.values())) == 4
+
+
+def test_controls_merge_the_pairs_that_they_name():
+    counts = {}
+    for criterion in ("similar", "dissimilar", "any"):
+        model = small_cnn()
+        optimizer = wrap(model, merge_prob=1.0, similarity_threshold=0.0, criterion=criterion)
+        backward(model)
+        optimizer.step()
+        counts[criterion] = [count["merged"] for count in optimizer.merge_counts().values()]
+        assert [count["drawn"] for count in optimizer.merge_counts().values()] == [8, 12]
+    assert counts["similar"] == counts["any"]
+    assert [a + b for a, b in zip(counts["similar"], counts["dissimilar"], strict=True)] == [8, 12]
+
+
+def test_settings_may_change_between_steps_and_are_checked_when_set():
+    model = small_cnn()
+    optimizer = wrap(model, **MERGE_ALL)
+    optimizer.merge_prob = 0.0
+    train(model, optimizer, 2)
+    assert [count["drawn"] for count in optimizer.merge_counts().values()] == [0, 0]
+    optimizer.merge_prob, optimizer.merge_weight, optimizer.similarity_threshold = 1.0, 0.5, -1.0
+    train(model, optimizer, 1)
+    assert [count["merged"] for count in optimizer.merge_counts().values()] == [8, 12]
+    with pytest.raises(ValueError, match="merge_weight is 2, but it must be a number from 0 to 1"):
+        optimizer.merge_weight = 2
+    assert optimizer.merge_weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"merge_prob": 1.2}, "merge_prob is 1.2"),
+        ({"merge_weight": -1}, "merge_weight is -1"),
+        ({"similarity_threshold": 1.5}, "similarity_threshold is 1.5, but it must be a number from -1 to 1"),
+        ({"criterion": "alike"}, "criterion is 'alike'"),
+        ({"seed": -1}, "seed is -1, but it must be an int from 0"),
+        ({"skip_layers": 3}, "skip_layers is 3, but Sequential has 3 counted layers"),
+        ({"names": "nothing"}, "no layer matches"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        wrap(small_cnn(), **settings)
+
+
+def test_a_base_that_is_no_optimizer_or_wrapped_already_is_refused():
+    model = small_cnn()
+    with pytest.raises(TypeError, match=r"base_optimizer is a Sequential, but it must be a torch.optim.Optimizer"):
+        InMergeOptimizer(model, model)
+    with pytest.raises(TypeError, match="wrap the bare optimizer, once"):
+        InMergeOptimizer(wrap(model), model)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: nn.Linear(4, 2), "Linear has no layer of the layer_types"),
+        (lambda: timm.create_model("test_vit"), "no layer of VisionTransformer is selected for merging"),
+    ],
+)
+def test_a_model_without_kernels_to_merge_is_refused(build, message):
+    model = build()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(ValueError, match=message):
+            InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="none of the selected layers of Sequential has its weight in the optimizer"):
+        wrap(small_cnn(), torch.optim.SGD(small_cnn().parameters(), lr=0.1))
+
+
+def test_layers_say_what_is_bound():
+    model = small_cnn()
+    model[3].weight.requires_grad_(False)
+    base = torch.optim.SGD([p for name, p in model.named_parameters() if name != "5.weight"], lr=0.1)
+    layers = {layer.name: layer for layer in wrap(model, base).layers}
+    assert (layers["0"].selected, layers["0"].reason) == (False, "shallow")
+    assert (layers["3"].selected, layers["3"].reason) == (True, "frozen")
+    assert (layers["5"].selected, layers["5"].reason) == (False, "not in the optimizer")
+    assert "merging 2 of 3 layers" in repr(wrap(small_cnn()))
+
+
+def test_one_warning_when_next_to_nothing_merges():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3000, 3), nn.BatchNorm2d(3000))
+    optimizer = wrap(model, merge_prob=1.0, similarity_threshold=0.99)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(8):
+            model(torch.randn(1, 1, 6, 6)).square().sum().backward()
+            optimizer.step()
+    messages = [warning for warning in caught if warning.category is NoMergeWarning]
+    assert len(messages) == 1
+    assert "0 of the first 12000 drawn pairs" in str(messages[0].message)
+
+
+def test_no_warning_where_kernels_merge():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3000, 3), nn.BatchNorm2d(3000))
+    optimizer = wrap(model, **MERGE_ALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", NoMergeWarning)
+        for _ in range(5):
+            model(torch.randn(1, 1, 6, 6)).square().sum().backward()
+            optimizer.step()
+
+
+def test_merge_kernels_is_one_step_of_the_wrapper():
+    wrapped, by_hand = small_cnn(), small_cnn()
+    optimizer = wrap(
+        wrapped, torch.optim.SGD(wrapped[5:].parameters(), lr=0.1), merge_prob=0.5, similarity_threshold=0.0
+    )
+    base = torch.optim.SGD(by_hand[5:].parameters(), lr=0.1)
+    train(wrapped, optimizer, 1)
+    train(by_hand, base, 1)
+    rng = np.random.default_rng(np.random.SeedSequence((0, 0)))
+    merge_kernels_(by_hand[5].weight, merge_prob=0.5, merge_weight=0.8, similarity_threshold=0.0, rng=rng)
+    assert equal(wrapped[5:], by_hand[5:])
+
+
+def test_checkpoints_resume_to_the_bit():
+    straight, resumed = small_cnn(), small_cnn()
+    settings = {"merge_prob": 0.5, "similarity_threshold": -1.0}
+    train(straight, wrap(straight, **settings), 6)
+    first = wrap(resumed, **settings)
+    train(resumed, first, 3)
+    saved = copy.deepcopy((resumed.state_dict(), first.state_dict()))
+    resumed = small_cnn(seed=9)
+    second = wrap(resumed, **settings)
+    resumed.load_state_dict(saved[0])
+    second.load_state_dict(saved[1])
+    train(resumed, second, 3, start=3)
+    assert equal(straight, resumed)
