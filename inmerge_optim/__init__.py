@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from inmerge_optim.layers import KernelLayer, kernel_layers
     from inmerge_optim.merging import draw_pairs, merge_kernels_
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
+    from inmerge_optim.replicas import check_replicas
 
 __version__ = "0.1.0"
 
@@ -16,12 +17,21 @@ _HOMES = {
     "InMergeOptimizer": "optimizer",
     "KernelLayer": "layers",
     "NoMergeWarning": "optimizer",
+    "check_replicas": "replicas",
     "draw_pairs": "merging",
     "kernel_layers": "layers",
     "merge_kernels_": "merging",
 }
 
-__all__ = ["InMergeOptimizer", "KernelLayer", "NoMergeWarning", "draw_pairs", "kernel_layers", "merge_kernels_"]
+__all__ = [
+    "InMergeOptimizer",
+    "KernelLayer",
+    "NoMergeWarning",
+    "check_replicas",
+    "draw_pairs",
+    "kernel_layers",
+    "merge_kernels_",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
-"""The method on DTensor weights (FSDP2): what one process gives, from the shards of several.
+"""The method on DTensor weights (FSDP2, tensor parallel): what one process gives, from the shards of several.
 
-Every rank makes the same draws, so every rank knows which kernels are wanted from which others. Where kernels are
-split over a one-dimensional mesh, the wanted rows of all layers travel in one all-reduce; any other layout (HSDP,
-shards across kernels, two-dimensional meshes) is gathered layer by layer, merged, and split again.
+Every rank makes the same draws, so every rank knows which kernels go where. Where kernels are split over one
+dimension of the mesh (FSDP2, also with replicas), each drawn partner travels to the rank of the kernel that it is
+drawn for, those of all layers in one exchange. Any other layout (shards across kernels, kernels split over two
+dimensions) is gathered layer by layer, merged, and split again.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from inmerge_optim.merging import (
 )
 
 if dist.is_available():
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 
@@ -42,22 +44,26 @@ def merge_sharded_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tens
         How many kernels were merged in each, on all ranks together, as merge_pairs_ does.
     """
     counts: dict[int, Tensor] = {}
-    by_rows: dict[object, list[int]] = {}
+    by_rows: dict[tuple[DeviceMesh, int, torch.dtype], list[int]] = {}
     for place, layer in enumerate(layers):
         weight = cast("DTensor", layer.weight)
+        axis = _kernel_axis(weight)
         # "any" hands acceptances from pair to pair, and so from rank to rank.
-        if weight.device_mesh.ndim == 1 and _splits_kernels(weight) and rule.criterion != "any":
-            by_rows.setdefault((weight.device_mesh, weight.dtype), []).append(place)
-        else:
+        if axis is None or rule.criterion == "any":
             counts[place] = _merge_gathered_(layer, rule)
-    for places in by_rows.values():
-        counts.update(zip(places, _merge_by_rows_([layers[place] for place in places], rule), strict=True))
+        else:
+            by_rows.setdefault((weight.device_mesh, axis, weight.dtype), []).append(place)
+    for (_, axis, _), places in by_rows.items():
+        counts.update(zip(places, _merge_by_rows_([layers[place] for place in places], axis, rule), strict=True))
     return [counts[place] for place in range(len(layers))]
 
 
-def _splits_kernels(weight: DTensor) -> bool:
-    placement = weight.placements[0]
-    return type(placement) is Shard and placement.dim == 0  # its subclass for strided shards lays rows out otherwise
+def _kernel_axis(weight: DTensor) -> int | None:
+    """Return the dimension of the mesh over which whole kernels are split, or None for any other layout."""
+    axes = [axis for axis, placement in enumerate(weight.placements) if not placement.is_replicate()]
+    placement = weight.placements[axes[0]] if len(axes) == 1 else None
+    # The subclass for strided shards lays kernels out otherwise.
+    return axes[0] if type(placement) is Shard and placement.dim == 0 else None
 
 
 def _merge_gathered_(layer: DrawnLayer, rule: Rule) -> Tensor:
@@ -70,31 +76,39 @@ def _merge_gathered_(layer: DrawnLayer, rule: Rule) -> Tensor:
     return count
 
 
-def _merge_by_rows_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tensor]:
-    """Merge weights whose kernels are split over the ranks of one mesh; only the partners' rows travel."""
+def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list[Tensor]:
+    """Merge weights whose kernels are split over one dimension of their mesh; only the drawn partners travel."""
     mesh = cast("DTensor", layers[0].weight).device_mesh
-    group, rank, ranks = mesh.get_group(), mesh.get_local_rank(), mesh.size()
-    locals_ = [cast("DTensor", layer.weight).to_local() for layer in layers]
-    device, dtype = locals_[0].device, locals_[0].dtype
-    arrays = []
+    group, rank, ranks = mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis)
+    parts = [cast("DTensor", layer.weight).to_local() for layer in layers]
+    arrays, outgoing, incoming = [], [], []
     for layer in layers:
-        part = -(-layer.weight.shape[0] // ranks)  # kernels per rank, as torch.chunk splits them
-        given, changed = (np.flatnonzero(rows // part == rank) for rows in (layer.partners, layer.picked))
-        first = rank * part
-        arrays += [given, layer.partners[given] - first, changed, layer.picked[changed] - first]
-    indices = to_device(arrays, device)
-    sizes = [(layer.picked.size, layer.weight.shape[1:].numel()) for layer in layers]
-    donated = torch.zeros(sum(pairs * length for pairs, length in sizes), dtype=dtype, device=device)
-    blocks = [block.view(size) for block, size in zip(donated.split([m * d for m, d in sizes]), sizes, strict=True)]
-    for block, local, places, rows in zip(blocks, locals_, indices[0::4], indices[1::4], strict=True):
-        block.index_copy_(0, places, take_rows(local, rows).to(dtype))
-    dist.all_reduce(donated, group=group)
-    counts = torch.zeros(len(layers), dtype=torch.int64, device=device)
-    for count, block, local, places, rows in zip(counts, blocks, locals_, indices[2::4], indices[3::4], strict=True):
-        own = take_rows(local, rows)
-        donors = block.index_select(0, places).to(own.dtype)
+        length = layer.weight.shape[1:].numel()
+        share = -(-layer.weight.shape[0] // ranks)  # kernels per rank, as torch.chunk splits them
+        givers, takers = layer.partners // share, layer.picked // share
+        given, taken = np.flatnonzero(givers == rank), np.flatnonzero(takers == rank)
+        taken = taken[np.argsort(givers[taken], kind="stable")]  # as they arrive; ``given`` has its takers in order
+        arrays += [layer.partners[given] - rank * share, layer.picked[taken] - rank * share]
+        outgoing.append(np.bincount(takers[given], minlength=ranks) * length)
+        incoming.append(np.bincount(givers[taken], minlength=ranks) * length)
+    indices = to_device(arrays, parts[0].device)
+    sent = [
+        part.index_select(0, rows).flatten().split(sizes.tolist())
+        for part, rows, sizes in zip(parts, indices[0::2], outgoing, strict=True)
+    ]
+    outbox = torch.cat([piece for pieces in zip(*sent, strict=True) for piece in pieces])  # by rank, then by layer
+    inbox = outbox.new_empty(int(np.sum(incoming)))
+    dist.all_to_all_single(
+        inbox, outbox, np.sum(incoming, axis=0).tolist(), np.sum(outgoing, axis=0).tolist(), group=group
+    )
+    pieces = inbox.split(np.stack(incoming, axis=1).flatten().tolist())
+    counts = []
+    for place, (part, rows) in enumerate(zip(parts, indices[1::2], strict=True)):
+        own = take_rows(part, rows)
+        donors = torch.cat(pieces[place :: len(layers)]).view(own.shape).to(own.dtype)
         accepted = accept_pairs(own, donors, rule)
-        put_rows_(local, rows, blend_rows(own, donors, rule.merge_weight), accepted)
-        count.copy_(accepted.sum())
-    dist.all_reduce(counts, group=group)
-    return list(counts)
+        put_rows_(part, rows, blend_rows(own, donors, rule.merge_weight), accepted)
+        counts.append(accepted.sum())
+    merged = torch.stack(counts)
+    dist.all_reduce(merged, group=group)
+    return list(merged)
