@@ -1,0 +1,115 @@
+"""Weights that are frozen, shared, made by a parametrization or no longer whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.utils import parametrizations, parametrize, weight_norm
+from toy import merge_step, network, sgd, train, weights, wrapped
+
+
+def remarks(optimizer):
+    return {layer.name: layer.reason for layer in optimizer.layers if layer.name in ("deep", "again", "grouped")}
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["without gradients", "with gradients left over"])
+def test_a_frozen_layer_is_left_alone_until_it_is_unfrozen(stale):
+    model = network()
+    optimizer = wrapped(model)
+    if stale:
+        train(model, optimizer, 1)
+    model.deep.weight.requires_grad_(False)
+    steps = merge_step(optimizer)
+    drawn = optimizer.merge_counts()["deep"]["drawn"]
+    assert remarks(optimizer)["deep"] == "frozen"
+    before = weights(model)
+    for _ in range(2):
+        if not stale:
+            optimizer.zero_grad()
+        optimizer.step()
+    if not stale:
+        assert torch.equal(before["deep.weight"], model.deep.weight)
+    assert optimizer.merge_counts()["deep"]["drawn"] == drawn
+
+    model.deep.weight.requires_grad_(True)
+    assert remarks(optimizer)["deep"] == ""
+    train(model, optimizer, range(2, 5))
+    assert optimizer.merge_counts()["deep"]["drawn"] > drawn
+    assert merge_step(optimizer) == steps + 5
+
+
+def test_a_frozen_layer_changes_no_draw_of_the_others():
+    model, other = network(), network()
+    for_all, for_one = wrapped(model), wrapped(other)
+    other.deep.weight.requires_grad_(False)
+    train(model, for_all, 3)
+    train(other, for_one, 3)
+    assert for_all.merge_counts()["grouped"]["drawn"] == for_one.merge_counts()["grouped"]["drawn"]
+
+
+def test_a_shared_weight_is_merged_once_and_reported():
+    model = network()
+    again = torch.nn.Conv2d(8, 8, 3, padding=1)
+    again.weight = model.deep.weight
+    model.add_module("again", again)
+    model = torch.nn.Sequential(
+        *[model.stem, model.act1, model.deep, model.act2, again, model.act3, model.pool, model.flatten, model.head]
+    )
+    optimizer = wrapped(model, names=["2", "4"], merge_prob=1.0, similarity_threshold=-1.0)
+    train(model, optimizer, 1)
+    assert {layer.name: layer.reason for layer in optimizer.layers}["4"] == "tied to 2"
+    assert optimizer.merge_counts() == {"2": {"drawn": 8, "merged": 8}}
+
+
+@pytest.mark.parametrize(
+    "normalise",
+    [
+        pytest.param(weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")),
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        lambda layer: parametrize.register_parametrization(layer, "weight", torch.nn.Tanh()),
+    ],
+    ids=["weight_norm by hooks", "weight_norm", "spectral_norm", "own"],
+)
+def test_a_parametrized_weight_is_left_alone_and_reported(normalise):
+    def build():
+        model = network()
+        normalise(model.deep)
+        return model
+
+    model = build()
+    optimizer = wrapped(model)
+    assert remarks(optimizer) == {"deep": "parametrized", "grouped": ""}
+    train(model, optimizer, 1)
+    assert optimizer.merge_counts().keys() == {"grouped"}
+
+    bare = build()
+    train(bare, sgd(bare), 1)
+    for name, value in weights(bare).items():
+        assert name == "grouped.weight" or torch.equal(value, weights(model)[name])
+
+
+def test_flattened_parameters_raise_with_what_to_do():
+    model = network()
+    optimizer = wrapped(model)
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).requires_grad_()
+    optimizer.param_groups[0]["params"] = [flat]
+    flat.grad = torch.zeros_like(flat)
+    with pytest.raises(RuntimeError, match=r"flattened or replaced.*use DDP or FSDP2"):
+        optimizer.step()
+
+
+def test_replaced_parameters_of_the_same_shapes_are_merged_in_their_place():
+    """Sharding and device moves replace parameters: the optimizer's are what counts, not the module's old ones."""
+    model = network()
+    optimizer = wrapped(model, sgd(model, momentum=0), merge_prob=1.0, similarity_threshold=-1.0)
+    group = optimizer.param_groups[0]
+    group["params"] = [torch.nn.Parameter(parameter.detach().clone()) for parameter in group["params"]]
+    before = weights(model)
+    for parameter in group["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    replaced = dict(zip(before, group["params"], strict=True))
+    assert all(torch.equal(value, weights(model)[name]) for name, value in before.items())
+    changed = {name for name, value in before.items() if not torch.equal(value, replaced[name])}
+    assert changed == {"deep.weight", "grouped.weight"}

@@ -1,0 +1,120 @@
+"""Mixed precision: whatever the weights are and whatever autocast does around it, the merge is in float32 at least."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toy import MERGED, loss_of, merge_step, network, same, sgd, train, trained, wrapped
+
+from inmerge_optim import draw_pairs, merging
+
+NARROW = [torch.bfloat16, torch.float16]
+
+
+def step_without_change(optimizer):
+    """Step with zero gradients: plain SGD leaves the weights, and the merge follows."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+
+
+def merge_alone(model, **settings):
+    """Return a wrapper around stateless SGD, to merge weights that nothing else changes."""
+    return wrapped(model, sgd(model, momentum=0), **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *NARROW])
+@pytest.mark.parametrize("merge_weight", [0.8, 0.7, 0.5, 0.3])
+def test_equal_kernels_stay_equal_to_the_bit(dtype, merge_weight):
+    model = network().to(dtype)
+    with torch.no_grad():
+        for name in MERGED:
+            weight = model.get_submodule(name).weight
+            weight.copy_(weight[:1].expand_as(weight))
+    before = {name: model.get_submodule(name).weight.clone() for name in MERGED}
+    optimizer = merge_alone(model, merge_weight=merge_weight, merge_prob=1.0)
+    for _ in range(3):
+        step_without_change(optimizer)
+    assert all(count["merged"] == 24 for count in optimizer.merge_counts().values())
+    assert all(torch.equal(before[name], model.get_submodule(name).weight) for name in MERGED)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_narrow_weights_are_merged_in_float32_and_rounded_once(dtype):
+    model = network().to(dtype)
+    optimizer = merge_alone(model, merge_prob=1.0, similarity_threshold=-1.0)
+    rng = np.random.default_rng(np.random.SeedSequence((optimizer.seed, 0)))
+    expected = {}
+    for name in MERGED:
+        layer = model.get_submodule(name)
+        picked, partners = draw_pairs(8, layer.groups, 1.0, rng)
+        wide = layer.weight.detach().float()
+        expected[name] = (wide[picked] + (wide[partners] - wide[picked]) * (1 - optimizer.merge_weight)).to(dtype)
+    step_without_change(optimizer)
+    assert all(torch.equal(expected[name], model.get_submodule(name).weight) for name in MERGED)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_a_step_inside_autocast_merges_with_autocast_off(dtype, monkeypatch):
+    seen = []
+    accept_pairs = merging.accept_pairs
+
+    def spy(own, donors, rule, shuffle=None):
+        seen.append((own.dtype, torch.is_autocast_enabled("cpu")))
+        return accept_pairs(own, donors, rule, shuffle)
+
+    monkeypatch.setattr(merging, "accept_pairs", spy)
+    model = network()
+    optimizer = wrapped(model)
+
+    with torch.autocast("cpu", dtype):
+        train(model, optimizer, 2)
+    assert seen == [(torch.float32, False)] * 4
+
+
+def test_merging_inside_autocast_gives_what_it_gives_outside():
+    inside, outside = network(), network()
+    optimizer = merge_alone(inside)
+    with torch.autocast("cpu", torch.bfloat16):
+        step_without_change(optimizer)
+    step_without_change(merge_alone(outside))
+    assert same(inside, outside)
+    assert not same(inside, network())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *NARROW])
+def test_a_model_of_another_dtype_trains_and_keeps_its_dtype(dtype):
+    model = network().to(dtype)
+    optimizer = wrapped(model, sgd(model, lr=0.01))
+    train(model, optimizer, 4)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(count["merged"] > 0 for count in optimizer.merge_counts().values())
+
+
+def test_the_draws_of_a_narrow_model_are_those_of_the_wide_one():
+    model = network().to(torch.bfloat16)
+    optimizer = wrapped(model)
+    train(model, optimizer, 3)
+    drawn = [{name: count["drawn"] for name, count in opt.merge_counts().items()} for opt in (optimizer, trained(3)[1])]
+    assert drawn[0] == drawn[1]
+
+
+def test_float16_autocast_with_a_scaler_skips_overflows_and_merges_the_other_steps():
+    model = network()
+    optimizer = wrapped(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)  # float16 overflows until the scale has come down
+    steps = 60
+    for step in range(steps):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.float16):
+            loss = loss_of(model, step)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    skipped = 40 - int(np.log2(scaler.get_scale()))
+    assert 0 < skipped < steps
+    assert merge_step(optimizer) == steps - skipped
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
