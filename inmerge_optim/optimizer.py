@@ -123,6 +123,7 @@ class InMergeOptimizer(Optimizer):
     ) -> None:
         # Optimizer.__init__ is not called on purpose: it would build param groups and state beside the base's.
         _check_base(base_optimizer)
+        _check_not_fsdp1(model)
         self.base_optimizer = base_optimizer
         super().__setstate__({})  # the hook dicts of the installed torch
         self._settings: dict[str, float] = {}
@@ -287,6 +288,12 @@ class InMergeOptimizer(Optimizer):
         for layer in self._listed:
             weight = layer.module._parameters.get("weight")
             if layer.selected and layer.index not in bound and weight is not None and id(weight) in places:
+                if weight.shape[:1] != (layer.kernels,):
+                    raise ValueError(
+                        f"the weight of {layer.name} has shape {tuple(weight.shape)}, but its layer has "
+                        f"{layer.kernels} kernels: the parameters were flattened or partitioned (DeepSpeed ZeRO, "
+                        "FSDP1), and kernels no longer exist as such; use DDP or FSDP2"
+                    )
                 self._addresses.append(_Address(layer.index, *places[id(weight)], weight.shape))
         self._addresses.sort()
         step = max((group.get("inmerge_step", 0) for group in self.param_groups), default=0)
@@ -353,6 +360,15 @@ def _check_base(base: Optimizer) -> None:
         raise TypeError(
             "base_optimizer is prepared by accelerate already, and would be merged at steps that accumulation or an "
             "overflow skips: wrap first, then prepare the wrapper"
+        )
+
+
+def _check_not_fsdp1(model: nn.Module) -> None:
+    # With use_orig_params its weights are pieces of a flat one under their old names, which nothing else tells apart.
+    if any(base.__name__ == "FullyShardedDataParallel" for module in model.modules() for base in type(module).__mro__):
+        raise ValueError(
+            f"{type(model).__name__} is sharded by FSDP1, which flattens the weights, and kernels no longer exist as "
+            "such: use DDP or FSDP2 (fully_shard; in accelerate fsdp_version 2)"
         )
 
 
