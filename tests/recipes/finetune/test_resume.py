@@ -1,0 +1,199 @@
+"""A run that was stopped goes on to the same files, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import finetune.checkpoints
+import finetune.files
+import finetune.results
+import finetune.stage
+import pytest
+import torch
+from finetune.checkpoints import CheckpointWarning
+from small_runs import run_digits
+
+SETTINGS = ["--batch-size", "400", "--similarity-threshold", "-0.5", "--hflip", "0.5"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the recipes may catch it."""
+
+
+def content_of(run: Path) -> dict[str, bytes]:
+    """Every file but the configuration, which names the folder."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "config.yaml")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    found, expected = content_of(run), content_of(reference)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing stopped."""
+    torch.set_num_threads(1)
+    return run_digits(tmp_path_factory.mktemp("reference") / "run", *SETTINGS)
+
+
+def run_killed(monkeypatch: pytest.MonkeyPatch, run: Path, module: object, function: str, call: int) -> None:
+    """Run until the named function is entered for the `call`-th time."""
+    real, calls = getattr(module, function), []
+
+    def until(*args: object, **kwargs: object) -> object:
+        calls.append(None)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, until)
+        with pytest.raises(Killed):
+            run_digits(run, *SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call"),
+    [
+        pytest.param(finetune.stage, "save_checkpoint", 2, id="after an epoch of the backbone"),
+        pytest.param(finetune.checkpoints, "write_json", 6, id="in the write of an arm's checkpoint"),
+        pytest.param(finetune.stage, "predict", 7, id="in an evaluation"),
+        pytest.param(finetune.stage, "write_result", 2, id="between an arm's predictions and its result"),
+        pytest.param(finetune.stage, "train_epoch", 6, id="in the last epoch"),
+    ],
+)
+def test_resumed_run_equals_one_that_was_never_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path, module: object, function: str, call: int
+) -> None:
+    run_killed(monkeypatch, tmp_path / "run", module, function, call)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    run_digits(tmp_path / "run", *SETTINGS, "--resume")
+    assert_same(tmp_path / "run", reference)
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path
+) -> None:
+    run = tmp_path / "run"
+    run_killed(monkeypatch, run, finetune.stage, "write_result", 3)
+    newest = run / "seed_0/inmerge/state/epoch_0002"
+    (newest / "optimizer.bin").write_bytes((newest / "optimizer.bin").read_bytes()[:-100])
+    with pytest.warns(CheckpointWarning, match=r"epoch_0002 is damaged \(optimizer.bin"):
+        run_digits(run, *SETTINGS, "--resume")
+    assert_same(run, reference)
+
+
+def test_stage_without_a_whole_checkpoint_starts_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path
+) -> None:
+    run = tmp_path / "run"
+    run_killed(monkeypatch, run, finetune.stage, "train_epoch", 4)
+    (run / "seed_0/baseline/state/epoch_0001/manifest.json").write_text('{"optimizer.bin":')
+    with pytest.warns(CheckpointWarning, match="epoch_0001 is damaged"):
+        run_digits(run, *SETTINGS, "--resume")
+    assert_same(run, reference)
+
+
+def test_damaged_result_is_made_anew(tmp_path: Path, reference: Path) -> None:
+    """A finished stage whose weights were spoiled is run again, and only that one."""
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "summary.json").unlink()
+    (run / "seed_0/inmerge/model.safetensors").write_bytes(b"spoiled")
+    kept = (run / "seed_0/baseline/result.json").stat().st_mtime_ns
+    with pytest.warns(CheckpointWarning, match="inmerge is damaged"):
+        run_digits(run, *SETTINGS, "--resume")
+    assert (run / "seed_0/baseline/result.json").stat().st_mtime_ns == kept
+    assert_same(run, reference)
+
+
+def test_resume_prints_the_table_of_a_finished_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    monkeypatch.setattr(finetune.stage, "train_epoch", None)
+    run_digits(run, *SETTINGS, "--resume")
+    assert "inmerge - baseline" in capsys.readouterr().out
+    assert_same(run, reference)
+
+
+def test_resume_starts_a_run_where_there_is_none_and_loader_workers_change_nothing(
+    tmp_path: Path, reference: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    run_digits(tmp_path / "run", *SETTINGS, "--resume", "--workers", "2")
+    assert_same(tmp_path / "run", reference)
+
+
+def test_other_settings_are_refused_and_named(
+    tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    with pytest.raises(SystemExit, match="2"):
+        run_digits(run, *SETTINGS, "--resume", "--lr", "0.02")
+    assert "--lr 0.01, not 0.02" in capsys.readouterr().err
+    torch.set_num_threads(2)
+    with pytest.raises(SystemExit, match="2"):
+        run_digits(run, *SETTINGS, "--resume")
+    assert "threads 1, not 2" in capsys.readouterr().err
+    assert_same(run, reference)
+
+
+def test_full_disk_leaves_the_last_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A write that fails is told in one sentence; with room again, the run goes on to the same files."""
+    run, real, limits = tmp_path / "run", finetune.stage.save_checkpoint, resource.getrlimit(resource.RLIMIT_FSIZE)
+    saved = []
+
+    def on_a_full_disk(*args: object) -> None:
+        saved.append(None)
+        if len(saved) == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
+        real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune.stage, "save_checkpoint", on_a_full_disk)
+        try:
+            with pytest.raises(SystemExit, match="2"):
+                run_digits(run, *SETTINGS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
+    assert "epoch_0002 can't be written" in message
+    assert json.loads((run / "seed_0/baseline/state/epoch_0001/progress.json").read_text())["epochs"] == 1
+    run_digits(run, *SETTINGS, "--resume")
+    assert_same(run, reference)
+
+
+def test_run_killed_by_the_system_goes_on(tmp_path: Path, reference: Path) -> None:
+    """SIGKILL of a real process while an arm trains, then the same command with --resume."""
+    run = tmp_path / "run"
+    recipe = Path(__file__).parents[3] / "recipes" / "medmnist2d.py"
+    command = [sys.executable, str(recipe), "--dataset", "digits", "--model", "test_resnet", "--no-pretrained"]
+    command += ["--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2", *SETTINGS, "--output", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (run / "seed_0/baseline/state/epoch_0001").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
+    assert_same(run, reference)

@@ -1,0 +1,27 @@
+"""Small runs of the recipe in this process, for its tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import medmnist2d
+import torch
+from accelerate.state import AcceleratorState, GradientState
+
+QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2"]
+
+
+def run_recipe(*arguments: object) -> None:
+    """Run the recipe in this process as its command line would."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    try:
+        medmnist2d.main([str(argument) for argument in arguments])
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def run_digits(output: Path, *arguments: object) -> Path:
+    """A quick run on digits with a small model; the run folder."""
+    run_recipe("--dataset", "digits", *QUICK, "--output", output, *arguments)
+    return output
