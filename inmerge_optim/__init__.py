@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from inmerge_optim.merging import draw_pairs, merge_kernels_
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.replicas import check_replicas
+    from inmerge_optim.similarity import kernel_similarity, similarity_profile
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,9 @@ _HOMES = {
     "check_replicas": "replicas",
     "draw_pairs": "merging",
     "kernel_layers": "layers",
+    "kernel_similarity": "similarity",
     "merge_kernels_": "merging",
+    "similarity_profile": "similarity",
 }
 
 __all__ = [
@@ -30,7 +33,9 @@ __all__ = [
     "check_replicas",
     "draw_pairs",
     "kernel_layers",
+    "kernel_similarity",
     "merge_kernels_",
+    "similarity_profile",
 ]
 
 

@@ -1,0 +1,261 @@
+"""What kernels look like: profiles against plain NumPy, the random null, and predicted against counted merges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file
+from scipy import stats
+from torch import nn
+
+from inmerge_optim import InMergeOptimizer, kernel_similarity, merge_kernels_, similarity, similarity_profile
+from inmerge_optim.similarity import QUANTILES, random_share_above, threshold_for_rate
+
+
+def plain_cosines(weight, groups=1):
+    """Cosines of all pairs of two kernels of the same group, (n / groups choose 2) per group, in float64."""
+    rows = weight.detach().double().flatten(1).numpy()
+    found = []
+    for group in np.split(rows, groups):
+        norms = np.linalg.norm(group, axis=1)
+        unit = group / np.where(norms > 0, norms, 1)[:, None]
+        found.append((unit @ unit.T)[np.triu_indices(len(group), 1)])
+    return np.concatenate(found)
+
+
+def random_conv(kernels, channels, size=3, groups=1, seed=0):
+    torch.manual_seed(seed)
+    return nn.Conv2d(channels, kernels, size, groups=groups, bias=False)
+
+
+def profile_of(conv, **settings):
+    (profile,) = similarity_profile(nn.Sequential(conv), names=["0"], **settings)
+    return profile
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Split layers as wide ones are split."""
+    monkeypatch.setattr(similarity, "_BLOCK", 50)
+
+
+def test_similarity_is_the_cosine_within_groups_and_nan_between_them():
+    weight = torch.randn(12, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    found = kernel_similarity(weight, groups=3)
+    expected = nn.functional.cosine_similarity(weight.flatten(1)[:, None], weight.flatten(1)[None], dim=2)
+    same = torch.arange(12)[:, None] // 4 == torch.arange(12)[None] // 4
+    assert torch.allclose(found[same], expected[same], atol=1e-6)
+    assert found[~same].isnan().all()
+    assert torch.equal(found.nan_to_num(), found.T.nan_to_num())
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("kernels", "groups"), [(64, 1), (60, 3), (60, 30), (7, 1), (4, 4)])
+def test_blocks_make_no_difference(kernels, groups):
+    weight = random_conv(kernels, 4 * groups, groups=groups).weight
+    blocked, profile = kernel_similarity(weight, groups), profile_of(random_conv(kernels, 4 * groups, groups=groups))
+    similarity._BLOCK = 2**20
+    assert torch.allclose(blocked, kernel_similarity(weight, groups), atol=1e-6, equal_nan=True)
+    whole = profile_of(random_conv(kernels, 4 * groups, groups=groups))
+    assert np.abs(profile.histogram - whole.histogram).sum() <= 4  # cosines on the edge of a bin
+    assert [pair[:2] for pair in profile.most_similar] == [pair[:2] for pair in whole.most_similar]
+    assert [pair[:2] for pair in profile.least_similar] == [pair[:2] for pair in whole.least_similar]
+    assert profile.share_above_threshold == whole.share_above_threshold
+
+
+def test_zero_and_non_finite_kernels():
+    weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [math.inf, 1.0], [1e-30, 1e-30], [1e30, 1e30]])
+    found = kernel_similarity(weight)
+    assert found[0].tolist()[:2] == [0, 0]
+    assert found[2].isnan().all()
+    assert found[3, 4].item() == pytest.approx(1)
+    assert found[1, 4].item() == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_cosines_have_at_least_single_precision(dtype):
+    weight = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = kernel_similarity(weight)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert np.allclose(found.double()[np.triu_indices(5, 1)].numpy(), plain_cosines(weight), atol=1e-6)
+
+
+def test_bad_weights_are_refused():
+    with pytest.raises(TypeError, match="int64"):
+        kernel_similarity(torch.ones(3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="groups is 2"):
+        kernel_similarity(torch.ones(3, 3), groups=2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 16, 27, 128, 4608, 100_000])
+def test_the_random_share_is_the_beta_distributions_tail(length):
+    for threshold in (-0.999, -0.3, -0.01, 0.0, 0.001, 0.05, 0.3, 0.7, 0.999):
+        expected = 0.5 if length == 1 else stats.beta.sf((1 + threshold) / 2, (length - 1) / 2, (length - 1) / 2)
+        assert random_share_above(threshold, length) == pytest.approx(expected, rel=1e-9, abs=1e-14)
+    assert random_share_above(1, length) == pytest.approx(0, abs=1e-15)
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 8), (4, 32)])
+def test_random_kernels_are_as_similar_as_the_null_says(groups, channels):
+    conv = random_conv(1024, channels, size=1, groups=groups)
+    nn.init.normal_(conv.weight)  # of random direction, which uniform weights are not
+    profile = profile_of(conv, similarity_threshold=0.3)
+    pairs = 1024 * (1024 // groups - 1) / 2
+    null = random_share_above(0.3, profile.row_length)
+    assert profile.random_share_above_threshold == null
+    # Pairs that share a kernel are uncorrelated, and so the share varies as if all pairs were independent.
+    assert abs(profile.share_above_threshold - null) < 4 * math.sqrt(null * (1 - null) / pairs)
+    assert abs(profile.mean) < 4 / math.sqrt(profile.row_length * pairs)
+
+
+def real_model(name, shared_file):
+    model = timm.create_model(name) if name == "efficientnet_lite0" else getattr(torchvision.models, name)()
+    model.load_state_dict(load_file(shared_file(f"weights/{name}.safetensors")))
+    return model
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "squeezenet1_1"])
+def test_the_profile_of_real_weights_agrees_with_numpy(name, shared_file):
+    model = real_model(name, shared_file)
+    profiles = similarity_profile(model, merge_prob=0.3, similarity_threshold=0.3, pairs=3)
+    assert [profile.depth for profile in profiles if profile.depth is not None] == sorted(
+        profile.depth for profile in profiles if profile.depth is not None
+    )
+    for profile in profiles:
+        weight = model.get_submodule(profile.name).weight
+        norms = weight.detach().flatten(1).norm(dim=1).numpy()
+        assert profile.dead_kernels == tuple(np.flatnonzero(norms <= 1e-3 * norms.max()))
+        assert (profile.kernels, profile.row_length) == (len(weight), weight[0].numel())
+        if profile.kernels == profile.groups:
+            assert profile.mean is profile.quantiles is profile.share_above_threshold is None
+            assert profile.expected_merges == 0
+            continue
+        cosines = plain_cosines(weight, profile.groups)
+        assert profile.mean == pytest.approx(cosines.mean(), abs=1e-6)
+        assert profile.share_above_threshold == pytest.approx((cosines > 0.3).mean(), abs=2 / len(cosines))
+        for share, quantile in profile.quantiles.items():
+            near = np.quantile(cosines, share, method="lower"), np.quantile(cosines, share, method="higher")
+            assert near[0] - 1.1e-4 < quantile < near[1] + 1.1e-4
+        assert [pair.cosine for pair in profile.most_similar] == pytest.approx(np.sort(cosines)[:-4:-1], abs=1e-6)
+        assert [pair.cosine for pair in profile.least_similar] == pytest.approx(np.sort(cosines)[:3], abs=1e-6)
+        full = kernel_similarity(weight, profile.groups)
+        for pair in (*profile.most_similar, *profile.least_similar):
+            assert full[pair.first, pair.second].item() == pytest.approx(pair.cosine, abs=1e-6)
+        if profile.selected:
+            assert profile.expected_merges == pytest.approx(
+                0.3 * profile.kernels * profile.share_above_threshold, rel=1e-12
+            )
+
+
+def predicted(profiles):
+    """The profiles of selected layers by name."""
+    return {profile.name: profile for profile in profiles if profile.selected}
+
+
+def assert_within_sampling_error(merged, profile, steps):
+    # A kernel merges at most once a step, each on its own, so the variance is at most that of a Poisson count.
+    expected = steps * profile.expected_merges
+    assert abs(merged - expected) < 4.5 * math.sqrt(expected) + 1e-9, profile.name
+
+
+def frozen_counts(model, names, steps):
+    """Merges and draws that an optimizer counts whose steps and merges leave the weights as they are."""
+    optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, merge_weight=1.0, names=names)
+    for name in names:
+        weight = model.get_submodule(name).weight
+        weight.grad = torch.zeros_like(weight)
+    for _ in range(steps):
+        optimizer.step()
+    return optimizer.merge_counts()
+
+
+@pytest.mark.parametrize(("name", "rate"), [("efficientnet_lite0", 0.0044), ("squeezenet1_1", 0.0168)])
+def test_predicted_merges_are_those_that_the_optimizer_counts(name, rate, shared_file):
+    model, steps = real_model(name, shared_file), 60
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    profiles = predicted(similarity_profile(model))
+    counts = frozen_counts(model, list(profiles), steps)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert counts.keys() == profiles.keys()
+    for layer, profile in profiles.items():
+        assert_within_sampling_error(counts[layer]["merged"], profile, steps)
+        assert abs(counts[layer]["drawn"] - steps * profile.expected_draws) < 4.5 * math.sqrt(
+            steps * profile.expected_draws
+        )
+    total = sum(count["merged"] for count in counts.values())
+    expected = steps * sum(profile.expected_merges for profile in profiles.values())
+    assert abs(total - expected) < 3 * math.sqrt(expected)
+    draws = steps * sum(profile.expected_draws for profile in profiles.values())
+    assert expected / draws == pytest.approx(rate, abs=5e-5)
+
+
+def test_predicted_merges_of_a_grouped_model_are_those_that_merge_kernels_counts():
+    torch.manual_seed(0)
+    model = timm.create_model("resnext26ts")
+    profiles = predicted(similarity_profile(model, 0.8, merge_prob=0.5, similarity_threshold=0.05))
+    assert any(profile.groups > 1 for profile in profiles.values())
+    rng, steps = np.random.default_rng(0), 20
+    for name, profile in profiles.items():
+        weight = model.get_submodule(name).weight.detach().clone()
+        merged = sum(
+            merge_kernels_(
+                weight, merge_prob=0.5, merge_weight=1.0, similarity_threshold=0.05, groups=profile.groups, rng=rng
+            ).item()
+            for _ in range(steps)
+        )
+        assert profile.expected_merges > 1
+        assert_within_sampling_error(merged, profile, steps)
+
+
+def test_the_threshold_for_a_rate_gives_that_rate(shared_file):
+    model = real_model("squeezenet1_1", shared_file)
+    threshold = threshold_for_rate(similarity_profile(model), 0.05)
+    profiles = similarity_profile(model, similarity_threshold=threshold)
+    draws = sum(profile.expected_draws for profile in profiles)
+    assert sum(profile.expected_merges for profile in profiles) / draws == pytest.approx(0.05, abs=5e-4)
+
+
+def test_no_threshold_gives_a_rate_when_nothing_is_selected():
+    profiles = similarity_profile(nn.Sequential(nn.Conv2d(3, 3, 1, groups=3)), names=["0"])
+    assert threshold_for_rate(profiles, 0.05) is None
+    with pytest.raises(ValueError, match="rate is 1"):
+        threshold_for_rate(profiles, 1)
+
+
+def test_dead_and_non_finite_kernels_in_a_profile():
+    conv = random_conv(6, 4)
+    conv.weight.data[2] = 0
+    conv.weight.data[4] *= 1e-5
+    conv.weight.data[5, 0, 0, 0] = math.nan
+    profile = profile_of(conv, similarity_threshold=-1, merge_prob=1)
+    assert profile.dead_kernels == (2, 4)
+    assert profile.histogram.sum() == 5 * 4 // 2
+    assert profile.expected_merges == pytest.approx(5 * 4 / 5)  # a partner that is not finite is never merged with
+    assert not math.isnan(profile.mean)
+
+
+def test_parametrized_layers_are_described_and_not_selected():
+    conv = torch.nn.utils.parametrizations.weight_norm(random_conv(6, 4))
+    profile = profile_of(conv)
+    assert (profile.selected, profile.reason, profile.expected_draws) == (False, "parametrized", 0)
+    assert profile.mean == pytest.approx(plain_cosines(conv.weight).mean(), abs=1e-6)
+
+
+def test_quantiles_ascend_and_lie_in_range():
+    profile = profile_of(random_conv(64, 8))
+    values = [profile.quantiles[share] for share in QUANTILES]
+    assert values == sorted(values)
+    assert values[0] >= -1
+    assert values[-1] <= 1
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="merge_prob is 2"):
+        profile_of(random_conv(4, 4), merge_prob=2)
+    with pytest.raises(ValueError, match="meta device"):
+        profile_of(random_conv(4, 4).to("meta"))
