@@ -1,7 +1,7 @@
 """From uint8 arrays to what the model takes.
 
-Batches travel as uint8 and are flipped, expanded and normalised on the device, which is several times faster than
-doing so image by image on the host.
+Batches travel as uint8 and are cropped, flipped, expanded and normalised on the device, which is several times faster
+than doing so image by image on the host.
 """
 
 from collections.abc import Iterator
@@ -74,6 +74,23 @@ def flip_mask(rows: int, probability: float, seed: int, stage: str, epoch: int) 
     return torch.from_numpy(keyed_generator(seed, "flip", stage, epoch).random(rows) < probability)
 
 
+def crop_corners(rows: int, margin: int, seed: int, stage: str, epoch: int) -> torch.Tensor:
+    """Top and left, int64 (rows, 2) from 0 to `margin`, of each row's crop in this epoch; keyed as the flips are."""
+    return torch.from_numpy(keyed_generator(seed, "crop", stage, epoch).integers(margin + 1, size=(rows, 2)))
+
+
+def crop(images: torch.Tensor, size: int, corners: torch.Tensor | None = None) -> torch.Tensor:
+    """A square of side `size` out of each image (N, C, H, H): at its corner, or by default in the middle."""
+    margin = images.shape[-1] - size
+    if not margin:
+        return images
+    if corners is None:
+        middle = slice(margin // 2, margin // 2 + size)
+        return images[..., middle, middle]
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)
+    return windows[torch.arange(len(images), device=images.device), :, corners[:, 0], corners[:, 1]]
+
+
 def model_input(
     images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, flipped: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -86,8 +103,7 @@ def model_input(
     """
     if flipped is not None:
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    images = images.expand(-1, len(mean), -1, -1)
-    return (images.float() / 255 - mean) / std
+    return (images.float().div_(255) - mean).div_(std)
 
 
 def channel_statistics(model_config: dict[str, Any], channels: int) -> tuple[torch.Tensor, torch.Tensor]:

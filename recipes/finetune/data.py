@@ -1,7 +1,8 @@
-"""Images and labels in memory, whatever their source."""
+"""Images and labels of a data set, whatever their source."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,19 +11,30 @@ from torchvision.transforms import v2
 from finetune.tasks import Task
 
 
+class Images(Protocol):
+    """uint8 images of shape (N, 1 or 3, side, side): an array, or what reads them when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: list[int]) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class Split:
     """One split.
 
     Attributes:
-        images: uint8, shape (N, 1 or 3, size, size).
+        images: uint8, shape (N, 1 or 3, side, side).
         labels: class indices, int64 (N,), or 0 and 1, int64 (N, labels).
         cases: what names each image in the predictions, unique within the split.
+        patients: whose image each case is, where that is known.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     cases: list[str]
+    patients: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -33,7 +45,10 @@ class ImageData:
     """A data set, split and at its final size.
 
     Attributes:
-        files: md5 per source file; a resumed run must find the same.
+        image_size: side of the square that the model sees of each image, cut out at random in training and from the
+            middle elsewhere; None: all of it.
+        files: checksum per source file; a resumed run must find the same.
+        description: what the run folder records of the data beside the checksums.
         own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
     """
 
@@ -42,12 +57,19 @@ class ImageData:
     train: Split
     val: Split
     test: Split
+    image_size: int | None = None
     files: dict[str, str] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
 
     @property
     def channels(self) -> int:
         return self.train.images.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Side of what the model sees."""
+        return self.image_size or self.train.images.shape[-1]
 
 
 def resize(images: np.ndarray, size: int, chunk: int = 4096) -> np.ndarray:

@@ -29,7 +29,7 @@ def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Modu
     config = timm.get_pretrained_cfg(options.model)
     kwargs: dict[str, Any] = {"num_classes": len(data.task.classes), "in_chans": options.in_chans}
     if config is not None and config.fixed_input_size:
-        kwargs["img_size"] = data.train.images.shape[-1]
+        kwargs["img_size"] = data.size
     if pretrained and options.checkpoint:
         check_checkpoint(options)
         kwargs["pretrained_cfg_overlay"] = {"file": str(options.checkpoint)}
@@ -82,7 +82,7 @@ def check_forward(model: nn.Module, options: Options, data: ImageData, per_proce
     """Train-mode forward of a batch as small as each process sees, so that a size that the model can't take is told
     before anything is written. The model's batch norm statistics are changed.
     """
-    size = data.train.images.shape[-1]
+    size = data.size
     count = min(per_process, 2)
     model.train()
     try:

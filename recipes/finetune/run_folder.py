@@ -16,6 +16,7 @@ from finetune.options import Options, as_plain
 
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
+DATA = "data.json"
 _PACKAGES = ("inmerge_optim", "torch", "torchvision", "timm", "accelerate", "numpy", "scikit-learn", "medmnist")
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers"}
 
@@ -51,17 +52,19 @@ def check_same_data(run: Path, data: ImageData) -> None:
     path = run / VERSIONS
     begun = _read_yaml(path).get("data", {}) if path.exists() else data.files
     if begun != data.files:
-        raise InputError(f"--resume: the run in {run} was begun with the files {begun}, not {data.files} (by md5)")
+        raise InputError(f"--resume: the run in {run} was begun with the files {begun}, not {data.files} (by checksum)")
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """versions.json and config.yaml, once, at the start of a run."""
+    """versions.json, data.json where the data have more to tell, and config.yaml, once, at the start of a run."""
     if (run / CONFIG).exists():
         return
     run.mkdir(parents=True, exist_ok=True)
     packages = {name: found for name in _PACKAGES if (found := _version(name))}
     versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
+    if data.description:
+        write_json(run / DATA, data.description)
     write_text(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False))
 
 

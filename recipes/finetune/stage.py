@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader
 
 from finetune import tasks
 from finetune.arms import ARMS, BASELINE, wrap_optimizer
-from finetune.batches import channel_statistics, eval_loader, flip_mask, model_input, train_loader
+from finetune.batches import (
+    channel_statistics,
+    crop,
+    crop_corners,
+    eval_loader,
+    flip_mask,
+    model_input,
+    train_loader,
+)
 from finetune.checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
 from finetune.data import ImageData
 from finetune.metrics import METRICS, score
@@ -126,11 +134,33 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     model, optimizer, train, val, test = accelerator.prepare(model, optimizer, train, val, test)
     mean, std = (values.to(accelerator.device) for values in channel_statistics(config, options.in_chans))
     loaders = {"train": train, "val": val, "test": test}
-    return Session(model, optimizer, schedule, loaders, merging, partial(_input_of, mean=mean, std=std))
+    return Session(model, optimizer, schedule, loaders, merging, partial(_input_of, mean=mean, std=std, size=data.size))
 
 
-def _input_of(batch: Batch, mean: torch.Tensor, std: torch.Tensor, flips: torch.Tensor | None = None) -> torch.Tensor:
-    return model_input(batch["images"], mean, std, None if flips is None else flips[batch["rows"]])
+def _input_of(
+    batch: Batch,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    size: int,
+    corners: torch.Tensor | None = None,
+    flips: torch.Tensor | None = None,
+) -> torch.Tensor:
+    rows = batch["rows"]
+    images = crop(batch["images"], size, None if corners is None else corners[rows])
+    return model_input(images, mean, std, None if flips is None else flips[rows])
+
+
+def _views(
+    accelerator: Accelerator, options: Options, data: ImageData, stage: Stage, epoch: int
+) -> dict[str, torch.Tensor]:
+    """Where the crops of an epoch's training images begin, and which are flipped, on the device."""
+    views = {}
+    margin = data.train.images.shape[-1] - data.size
+    if margin:
+        views["corners"] = crop_corners(len(data.train), margin, stage.seed, stage.kind, epoch)
+    if options.hflip:
+        views["flips"] = flip_mask(len(data.train), options.hflip, stage.seed, stage.kind, epoch)
+    return {name: values.to(accelerator.device) for name, values in views.items()}
 
 
 def _run_epoch(
@@ -149,7 +179,6 @@ def _run_epoch(
     seed_globals(stage.seed, stage.kind, epoch, accelerator.process_index)
     session.schedule.step(epoch)
     session.loaders["train"].set_epoch(epoch)
-    flips = flip_mask(len(data.train), options.hflip, stage.seed, stage.kind, epoch).to(accelerator.device)
     lr = session.optimizer.param_groups[0]["lr"]
     counts_before = session.merging.merge_counts() if session.merging else {}
     loss = train_epoch(
@@ -157,7 +186,7 @@ def _run_epoch(
         session.model,
         session.optimizer,
         session.loaders["train"],
-        partial(session.model_input, flips=flips if options.hflip else None),
+        partial(session.model_input, **_views(accelerator, options, data, stage, epoch)),
         partial(tasks.loss, data.task),
         options.clip_grad,
         f"{stage.title} epoch {epoch + 1}/{stage.epochs}",

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from finetune.stage import arm_stage, backbone_stage, run_stage
 from finetune.summary import read_summary, summarise, table, write_summary
 
 
-def run_trial(options: Options, load_data: Callable[[], ImageData], name: str) -> None:
+def run_trial(options: Options, load_data: Callable[[], ImageData], name: str, main_first: bool = True) -> None:
     """Run the trial, or what is left of it, and print its table.
 
     Everything that can be wrong with the input is checked before anything is written.
@@ -27,6 +28,8 @@ def run_trial(options: Options, load_data: Callable[[], ImageData], name: str) -
     Args:
         load_data: reads the data set; called once the options are known to be sound.
         name: the default name of the run folder.
+        main_first: let the main process load first, so that it alone downloads. Not for loading that takes long, where
+            the others' waiting would time out.
     """
     check_model_name(options.model)
     check_arms(options.arms)
@@ -37,7 +40,7 @@ def run_trial(options: Options, load_data: Callable[[], ImageData], name: str) -
     check_run_folder(run, options, launch)
     summary = read_summary(run) if options.resume else None
     if summary is None:
-        with accelerator.main_process_first():
+        with accelerator.main_process_first() if main_first else nullcontext():
             data = load_data()
         _check_data(options, data, per_process)
         check_same_data(run, data)
@@ -63,7 +66,7 @@ def _accelerator(options: Options) -> Accelerator:
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=options.mixed_precision,
             gradient_accumulation_steps=options.grad_accum_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -71,6 +74,10 @@ def _accelerator(options: Options) -> Accelerator:
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--mixed-precision {options.mixed_precision} is not possible here ({reason})") from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # accelerate would train in float32 without a word
+        raise InputError("--mixed-precision fp16 is not possible on the CPU: choose bf16 or no")
+    return accelerator
 
 
 def _images_per_pass(options: Options, processes: int) -> int:
