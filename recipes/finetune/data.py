@@ -63,6 +63,10 @@ class ImageData:
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
 
     @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
     def channels(self) -> int:
         return self.train.images.shape[1]
 

@@ -17,8 +17,21 @@ from finetune.options import Options, as_plain
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
 DATA = "data.json"
-_PACKAGES = ("inmerge_optim", "torch", "torchvision", "timm", "accelerate", "numpy", "scikit-learn", "medmnist")
+_PACKAGES = (
+    "inmerge_optim",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "medmnist",
+    "datasets",
+    "pillow",
+)
+# The data are compared by their checksums, wherever they come from.
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers"}
+_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing"}
 
 
 def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> None:

@@ -1,0 +1,126 @@
+"""ChestX-ray14 in the folders and files that NIH distributes."""
+
+import csv
+import os
+from collections.abc import Container
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from finetune.chestxray14 import ChestXrays, check_complete, label_row
+from finetune.errors import InputError
+from finetune.files import sha256_of
+
+# NIH's corrected labels come first: of two files that one is read.
+LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
+TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
+_NAME, _LABELS, _PATIENT = "Image Index", "Finding Labels", "Patient ID"
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, each by its path, or None where there is none, and by what tells it from a changed one."""
+
+    paths: list[str | None]
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def key(self, row: int) -> str:
+        return self.keys[row]
+
+    def read(self, row: int) -> bytes | None:
+        path = self.paths[row]
+        try:
+            return None if path is None else Path(path).read_bytes()
+        except OSError:
+            return None
+
+
+def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
+    """Read labels and official lists, and find the images, in images_001/images ... images_012/images or images/.
+
+    Of Data_Entry_2017.csv and Data_Entry_2017_v2020.csv the latter is read where both are there. Images that are in
+    neither list are left alone.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--data-dir {folder} is no folder: give the folder that holds NIH's files")
+    label_file = next((folder / name for name in LABEL_FILES if (folder / name).is_file()), None)
+    if label_file is None:
+        raise InputError(f"--data-dir {folder} holds no label file: expected {' or '.join(LABEL_FILES)}")
+    entries = _read_entries(label_file)
+    listed = {name: _read_list(folder / name, entries, label_file) for name in (TRAIN_LIST, TEST_LIST)}
+    twice = sorted(listed[TRAIN_LIST] & listed[TEST_LIST])
+    if twice:
+        raise InputError(f"{len(twice):,} images are in {TRAIN_LIST} and in {TEST_LIST}, among them {twice[0]}")
+    cases = sorted(listed[TRAIN_LIST] | listed[TEST_LIST])
+    images = _find_images(folder, cases)
+    missing = [case for case, path in zip(cases, images.paths, strict=True) if path is None]
+    check_complete(
+        missing, len(cases), f"are neither in {folder}/images_*/images nor in {folder}/images", allow_missing
+    )
+    files = {path.name: sha256_of(path) for path in (label_file, folder / TRAIN_LIST, folder / TEST_LIST)}
+    return ChestXrays(
+        cases=cases,
+        patients=[entries[case][0] for case in cases],
+        labels=np.array([entries[case][1] for case in cases], dtype=np.int64),
+        test=np.array([case in listed[TEST_LIST] for case in cases]),
+        images=images,
+        files=files,
+        description={"label_file": label_file.name, "sha256": files[label_file.name]},
+    )
+
+
+def _read_entries(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """Patient and labels of each image; the columns are found by name, because the header has others that split."""
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        lacking = [name for name in (_NAME, _LABELS, _PATIENT) if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise InputError(f"{path} has no column {lacking[0]!r}: expected NIH's label file as it is distributed")
+        entries: dict[str, tuple[str, list[int]]] = {}
+        try:
+            for row in reader:
+                case = row[_NAME]
+                where = f"{path}, line {reader.line_num}, {case}"
+                if not (case and row[_LABELS] and row[_PATIENT]):
+                    raise InputError(f"{where}: expected an image, its labels and its patient")
+                if case in entries:
+                    raise InputError(f"{where} stands there twice: expected one line per image")
+                entries[case] = (row[_PATIENT], label_row(row[_LABELS].split("|"), where))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise InputError(f"{path} can't be read as CSV ({error}): get it again from NIH") from error
+    return entries
+
+
+def _read_list(path: Path, entries: Container[str], label_file: Path) -> set[str]:
+    """The images of an official list."""
+    try:
+        cases = path.read_text(encoding="utf-8-sig").split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read ({error}): expected NIH's official list of images") from error
+    unknown = [case for case in cases if case not in entries]
+    if unknown:
+        raise InputError(
+            f"{path} names {len(unknown):,} images that {label_file.name} doesn't, such as {unknown[0]}: expected the "
+            "lists and the labels of one distribution"
+        )
+    return set(cases)
+
+
+def _find_images(folder: Path, cases: list[str]) -> ImageFiles:
+    wanted = set(cases)
+    found: dict[str, tuple[str, str]] = {}
+    for images in [*sorted(folder.glob("images_*/images")), folder / "images"]:
+        if images.is_dir():
+            with os.scandir(images) as files:
+                for file in files:
+                    if file.name in wanted:
+                        status = file.stat()
+                        found[file.name] = (file.path, f"{file.name} {status.st_size} {status.st_mtime_ns}")
+    return ImageFiles(
+        paths=[found[case][0] if case in found else None for case in cases],
+        keys=[found[case][1] if case in found else f"{case} missing" for case in cases],
+    )
