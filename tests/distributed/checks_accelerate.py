@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from launching import run_checks, shared_folder
+from launching import shared_folder
 from one_process import SETTINGS, OneProcess, make_batch, make_model, same_bits, whole
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -86,7 +85,3 @@ def check_fsdp2_saves_and_resumes() -> None:
     assert resumed.param_groups[0]["inmerge_step"] == 4
     train_one_step(accelerator, fresh, optimizer, 4)
     assert all(same_bits(then, whole(now)) for then, now in zip(after, fresh.parameters(), strict=True))
-
-
-if __name__ == "__main__":
-    run_checks(sys.modules[__name__], *sys.argv[1:])

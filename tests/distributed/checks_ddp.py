@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from launching import run_checks, shared_folder
+from launching import shared_folder
 from one_process import SETTINGS, OneProcess, make_batch, make_model, same_bits
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -217,7 +216,3 @@ def check_fsdp1_is_refused_before_and_after_wrapping() -> None:
         optimizer.param_groups[0]["params"] = list(flat.parameters())  # as accelerate does it
         with pytest.raises(RuntimeError, match="flattened or replaced"):
             optimizer.step()
-
-
-if __name__ == "__main__":
-    run_checks(sys.modules[__name__], *sys.argv[1:])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -11,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from launching import run_checks, shared_folder
+from launching import shared_folder
 from one_process import SETTINGS, OneProcess, Still, make_batch, make_model, same_bits, selected_names, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
@@ -279,7 +278,3 @@ def merge(optimizer: InMergeOptimizer, one: OneProcess, steps: int = 4) -> None:
     for _ in range(steps):
         optimizer.step()
         one.check()
-
-
-if __name__ == "__main__":
-    run_checks(sys.modules[__name__], *sys.argv[1:])

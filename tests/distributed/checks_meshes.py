@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 from checks_fsdp2 import merge, shard, sharded_pair, tensor_parallel, tensor_parallel_pair, train
-from launching import run_checks
 from one_process import SETTINGS, OneProcess, make_model, selected_names
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -74,7 +72,3 @@ def check_fsdp2_of_tensor_parallel_weights() -> None:
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         one.check()
-
-
-if __name__ == "__main__":
-    run_checks(sys.modules[__name__], *sys.argv[1:])

@@ -1,10 +1,11 @@
-"""Checks in several real processes: pytest starts a script by torchrun, each process runs its checks and reports."""
+"""Checks in several real processes: pytest starts this script by torchrun, each process runs checks and reports."""
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
 import functools
+import importlib
 import json
 import os
 import socket
@@ -14,7 +15,6 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.distributed as dist
@@ -62,17 +62,17 @@ def end_when_stuck() -> None:
     faulthandler.dump_traceback_later(LIMIT, exit=True)
 
 
-def checks_of(module: ModuleType) -> dict[str, Callable[[], None]]:
+def checks_of(module: str) -> dict[str, Callable[[], None]]:
     """Return a module's checks by what they show: its own functions whose names start with check_."""
     return {
         name.removeprefix("check_"): function
-        for name, function in vars(module).items()
-        if name.startswith("check_") and function.__module__ == module.__name__
+        for name, function in vars(importlib.import_module(module)).items()
+        if name.startswith("check_") and function.__module__ == module
     }
 
 
-def run_checks(module: ModuleType, folder: str, *names: str) -> None:
-    """Run checks in this process as one rank of several, and write what failed into a folder.
+def run_checks(folder: str, *modules: str) -> None:
+    """Run the checks of modules in this process as one rank of several, and write into a folder what failed.
 
     The first failure ends the launch: the other ranks may be waiting for this one.
     """
@@ -80,18 +80,16 @@ def run_checks(module: ModuleType, folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     report = Path(folder) / f"{dist.get_rank()}.json"
-    outcomes: dict[str, str] = {}
-    for name, check in checks_of(module).items():
-        if names and name not in names:
-            continue
+    found: dict[str, str] = {}
+    for name, check in ((name, check) for module in modules for name, check in checks_of(module).items()):
         try:
             check()
             dist.barrier()
-            outcomes[name] = ""
+            found[name] = ""
         except BaseException:
-            outcomes[name] = f"on rank {dist.get_rank()}:\n{traceback.format_exc()}"
-        report.write_text(json.dumps(outcomes))
-        if outcomes[name]:
+            found[name] = f"on rank {dist.get_rank()}:\n{traceback.format_exc()}"
+        report.write_text(json.dumps(found))
+        if found[name]:
             os._exit(1)
     dist.destroy_process_group()
 
@@ -107,11 +105,18 @@ def shared_folder() -> Iterator[Path]:
 
 
 @functools.cache
-def outcomes(script: str, processes: int) -> dict[str, str]:
-    """Launch a script of checks once, and return by name what failed on any rank: an empty text if all went well."""
+def outcomes(modules: tuple[str, ...], processes: int) -> dict[str, str]:
+    """Launch the checks of modules once, and return by name what failed on any rank: an empty text if all went well.
+
+    Checks that were not reached are missing; the launch's own output stands under the empty name.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        output = torchrun(script, folder, processes=processes)
+        output = torchrun("launching.py", folder, *modules, processes=processes)
         reports = [json.loads(report.read_text()) for report in sorted(Path(folder).iterdir())]
     failures = {name: "".join(report.get(name, "") for report in reports) for report in reports for name in report}
     finished = {name for name in failures if len(reports) == processes and all(name in report for report in reports)}
     return {name: text for name, text in failures.items() if text or name in finished} | {"": output}
+
+
+if __name__ == "__main__":
+    run_checks(*sys.argv[1:])

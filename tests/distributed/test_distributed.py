@@ -1,13 +1,9 @@
-"""Replicas and shards in real processes: the checks_* scripts run there, and what each shows is its name."""
+"""Replicas and shards in real processes: the checks_* modules run there, and what each check shows is its name."""
 
 from __future__ import annotations
 
 import re
 
-import checks_accelerate
-import checks_ddp
-import checks_fsdp2
-import checks_meshes
 import pytest
 import torch
 from launching import checks_of, outcomes, torchrun
@@ -15,19 +11,20 @@ from one_process import SETTINGS, make_model, same_bits
 
 from inmerge_optim import InMergeOptimizer, check_replicas
 
-LAUNCHES = [(checks_ddp, 2), (checks_fsdp2, 2), (checks_accelerate, 2), (checks_meshes, 4)]
+LAUNCHES = [(("checks_ddp", "checks_accelerate"), 2), (("checks_fsdp2",), 2), (("checks_meshes",), 4)]
 
 
 @pytest.mark.parametrize(
-    ("script", "processes", "check"),
+    ("modules", "processes", "check"),
     [
-        pytest.param(f"{module.__name__}.py", processes, check, id=f"{module.__name__.removeprefix('checks_')}-{check}")
-        for module, processes in LAUNCHES
+        pytest.param(modules, processes, check, id=f"{module.removeprefix('checks_')}-{check}")
+        for modules, processes in LAUNCHES
+        for module in modules
         for check in checks_of(module)
     ],
 )
-def test_in_real_processes(script, processes, check):
-    found = outcomes(script, processes)
+def test_in_real_processes(modules, processes, check):
+    found = outcomes(modules, processes)
     assert check in found, f"not reached: the launch or an earlier check failed\n{found['']}"
     assert found[check] == "", found[check]
 
