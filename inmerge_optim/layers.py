@@ -7,7 +7,7 @@ import difflib
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,19 @@ LayerTypes = tuple[type[nn.Module], ...]
 CONVOLUTIONS: LayerTypes = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
-_FUSED_ATTENTION = re.compile(r"(^|[._])(qkv|kv|qk)($|[._])")
+# Layers that make at once what attention, gating or a state space model then takes apart: two kernels of such a layer
+# may be rows of a query and of a value. By other names than q, k and v: in_proj (parallel ViT), v_gate (iFormer),
+# BCdt_proj and hz_proj (EfficientViM), modulation.f (FocalNet), main.1.pwise (LowFormer, CPUBone).
+_FUSED_ATTENTION = re.compile(
+    r"(^|[._])(qkvs?|kv|qk|in_proj|v_gate|BCdt_proj|hz_proj)($|[._])|(^|[.])(modulation[.]f|main[.]1[.]pwise)$"
+)
+# What is known by its name where a model can't be run: timm VGG's fully connected convolutions, and the last layers of
+# torchvision's detectors, whose kernels are classes and box coordinates.
+_PRE_LOGITS = re.compile(r"(^|[.])pre_logits[.]")
+_PREDICTORS = re.compile(
+    r"(^|[.])(cls_logits|bbox_(pred|reg|ctrness)|mask_fcn_logits|(classification|regression)_head[.]module_list)([.]|$)"
+)
+_PREDICTIONS = ("out", "aux", "logits")  # in the outputs of segmentation models
 
 
 @dataclass(frozen=True)
@@ -57,12 +69,12 @@ class _Trace:
     Attributes:
         executed: their names, in order of first execution.
         fully_connected: those whose output is 1x1 in space.
-        classifier: the one whose kernels are the model's outputs, if there is one.
+        classifiers: those whose kernels are the model's outputs.
     """
 
     executed: list[str] = field(default_factory=list)
     fully_connected: set[str] = field(default_factory=set)
-    classifier: str | None = None
+    classifiers: set[str] = field(default_factory=set)
 
 
 def kernel_layers(
@@ -77,7 +89,7 @@ def kernel_layers(
 
     Depth is the order of first execution, found by running a copy of the model without weights (on the meta device,
     in eval mode) at the model's own input size. A convolution whose output is 1x1 in space there acts as a fully
-    connected layer and is not counted.
+    connected layer and is not counted; nor is one with a single kernel, which makes a map to gate by, no features.
 
     Args:
         model: any module; DDP, compiled and accelerate-prepared models are unwrapped.
@@ -114,7 +126,8 @@ def kernel_layers(
         return _number([_select_named(name, modules, picked) for name in listed])
     trace = _trace_or_definition(model, modules, input_size)
     listed = [*trace.executed, *(name for name in modules if name not in trace.executed)]
-    uncounted = {*trace.fully_connected, trace.classifier}
+    maps = {name for name in modules if _kernels(modules[name]) == 1}  # gates of attention, not features
+    uncounted = trace.fully_connected | trace.classifiers | maps
     depths = {name: depth for depth, name in enumerate(n for n in trace.executed if n not in uncounted)}
     skipped = _skipped_depth(skip_layers, len(depths), type(model).__name__)
     layers = _number([_select_by_depth(name, modules[name], trace, depths, skipped) for name in listed])
@@ -209,12 +222,14 @@ def _select_named(name: str, modules: dict[str, nn.Module], picked: list[str]) -
 def _select_by_depth(name: str, module: nn.Module, trace: _Trace, depths: dict[str, int], skipped: int) -> KernelLayer:
     if name in trace.fully_connected:
         reason = "acts as fully connected"
-    elif name == trace.classifier:
+    elif name in trace.classifiers:
         reason = "classifier"
-    elif name not in depths:
+    elif name not in trace.executed:
         reason = "not executed"
+    elif name in depths and depths[name] < skipped:
+        reason = "shallow"
     else:
-        reason = "shallow" if depths[name] < skipped else _obstacle(name, module)
+        reason = _obstacle(name, module)
     return _describe(name, module, depths.get(name), reason)
 
 
@@ -237,7 +252,8 @@ def _trace_or_definition(model: nn.Module, modules: dict[str, nn.Module], input_
         "definition, and convolutions that act as fully connected ones are not known; input_size or names may help",
         stacklevel=3,
     )
-    return _Trace(list(modules), {name for name in modules if "pre_logits" in name.split(".")})
+    fully_connected = {name for name in modules if _PRE_LOGITS.search(name)}
+    return _Trace(list(modules), fully_connected, {name for name in modules if _PREDICTORS.search(name)})
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -262,13 +278,13 @@ def _input_sizes(model: nn.Module, input_size: Sequence[int] | None) -> list[tup
 def _trace(model: nn.Module, modules: dict[str, nn.Module], input_size: tuple[int, ...]) -> _Trace:
     """Run a copy of ``model`` on the meta device, and note what its layers do."""
     trace = _Trace()
-    last: list[str | None] = [None]  # the last executed layer, or None when a norm followed it
+    called: list[nn.Module] = []
     shadow = _copy_to_meta(model)
     names = {module: name for name, module in shadow.named_modules()}
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         name = names[module]
-        last[0] = None if isinstance(module, _NORMS) else name
+        called.append(module)
         if name in modules and name not in trace.executed:
             trace.executed.append(name)
             if isinstance(module, CONVOLUTIONS) and all(length == 1 for length in output.shape[2:]):
@@ -281,10 +297,26 @@ def _trace(model: nn.Module, modules: dict[str, nn.Module], input_size: tuple[in
     image = torch.empty(1, *input_size, device="meta", dtype=floats[0] if floats else None)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         output = shadow.eval()(image)
-    name = last[0]
-    if name in modules and getattr(model, "num_classes", None) != 0 and isinstance(output, Tensor):
-        trace.classifier = name if output.dim() > 1 and output.shape[1] == _kernels(modules[name]) else None
+    if getattr(model, "num_classes", None) != 0:
+        trace.classifiers = {names[module] for module in _classifiers(called, output)} & modules.keys()
     return trace
+
+
+def _classifiers(called: list[nn.Module], output: Any) -> list[nn.Module]:
+    """Return the layers whose kernels are the model's outputs, given all layers and norms in the order of their calls.
+
+    It can be the last one alone, or in a model with named predictions (segmentation) also one whose output the next
+    layer does not take.
+    """
+    named = [output[key] for key in _PREDICTIONS if key in output] if isinstance(output, Mapping) else [output]
+    classes = {tensor.shape[1] for tensor in named if isinstance(tensor, Tensor) and tensor.dim() > 1}
+    found = []
+    for module, following in zip(called, [*called[1:], None], strict=True):
+        last = following is None or (isinstance(output, Mapping) and not isinstance(following, _NORMS))
+        if last and not isinstance(module, _NORMS) and _kernels(module) in classes:
+            taken = getattr(following, "in_channels", getattr(following, "in_features", None))
+            found += [module] if taken != _kernels(module) else []
+    return found
 
 
 def _copy_to_meta(model: nn.Module) -> nn.Module:

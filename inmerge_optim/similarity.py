@@ -153,6 +153,21 @@ def random_share_above(threshold: float, row_length: int) -> float:
     return beyond if threshold >= 0 else 1 - beyond
 
 
+def random_density(cosines: npt.NDArray[np.float64], row_length: int) -> npt.NDArray[np.float64]:
+    """Return the probability density of the cosines of two random rows; see random_share_above.
+
+    Args:
+        cosines: of any shape, each between -1 and 1.
+        row_length: d, from 2 (rows of one number have no density).
+
+    Returns:
+        The densities, of the same shape; they integrate to 1 from -1 to 1.
+    """
+    log_scale = math.lgamma(row_length / 2) - math.lgamma((row_length - 1) / 2) - math.log(math.pi) / 2
+    density: npt.NDArray[np.float64] = np.exp(log_scale + (row_length - 3) / 2 * np.log1p(-cosines * cosines))
+    return density
+
+
 def similarity_profile(
     model: nn.Module,
     skip_layers: float = 0.6,
