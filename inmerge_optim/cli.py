@@ -137,7 +137,7 @@ def _inspect(options: argparse.Namespace) -> None:
             input_size=options.input_size,
         )
         threshold = None if options.rate is None else threshold_for_rate(profiles, options.rate)
-    except (ValueError, re.error) as error:
+    except ValueError as error:
         raise InputError(str(error)) from error
     print("\n".join(_table(profiles, title, options, threshold)))
     if options.json:

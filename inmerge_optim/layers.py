@@ -163,7 +163,10 @@ def _skipped_depth(skip_layers: float, counted: int, model: str) -> int:
 
 def _pick_names(names: str | Sequence[str], known: list[str]) -> list[str]:
     if isinstance(names, str):
-        picked = [name for name in known if re.search(names, name)]
+        try:
+            picked = [name for name in known if re.search(names, name)]
+        except re.error as error:
+            raise ValueError(f"names is {names!r}, but that is no regular expression: {error}") from error
         if not picked:
             raise ValueError(f"names is {names!r}, but no layer matches it; the layers are {', '.join(known)}")
         return picked

@@ -23,7 +23,6 @@ _COLUMNS = 6
 _PANEL = (2.1, 1.65)  # inches of one histogram
 _BARS = 100
 _KERNELS_SHOWN = 64
-_PAIRS_SHOWN = 5
 _NAME = 26  # characters of a layer's name that fit over a histogram
 _CORNER: dict[str, Any] = {"ha": "right", "va": "top", "color": "tab:red", "fontsize": 7}
 _SELECTED, _LEFT_OUT, _NULL, _TAU = "tab:blue", "silver", "black", "tab:red"
@@ -75,30 +74,29 @@ def _images(weight: Tensor) -> npt.NDArray[np.float32]:
 def _draw_kernels(figure: SubFigure, profile: LayerProfile, images: npt.NDArray[np.float32]) -> None:
     left, right = figure.subfigures(1, 2, width_ratios=(1.25, 1), squeeze=False).ravel()
     count = min(len(images), _KERNELS_SHOWN)
-    left.suptitle(
-        f"{profile.name}: " + (f"{count} of {len(images)}" if count < len(images) else f"{count}") + " kernels"
-    )
     columns = math.ceil(math.sqrt(2 * count))
-    grid = left.subplots(math.ceil(count / columns), columns, squeeze=False).ravel()
-    for place, axes in enumerate(grid):
-        axes.axis("off")
-        if place < count:
-            axes.imshow(images[place])
-            axes.set_title(str(place), fontsize=6, pad=1)
-    for half, pairs, name in zip(
-        right.subfigures(2, 1, squeeze=False).ravel(),
-        (profile.most_similar, profile.least_similar),
-        ("Most similar pairs", "Least similar pairs"),
-        strict=True,
-    ):
-        half.suptitle(name)
-        cells = half.subplots(2, _PAIRS_SHOWN, squeeze=False)
-        for axes in cells.ravel():
-            axes.axis("off")
-        for column, pair in enumerate(pairs[:_PAIRS_SHOWN]):
-            for axes, kernel in zip(cells[:, column], pair[:2], strict=True):
-                axes.imshow(images[kernel])
-            cells[0, column].set_title(f"{pair.first}, {pair.second}\ncos {pair.cosine:.2f}", fontsize=8)
+    places = [(kernel % columns, kernel // columns) for kernel in range(count)]
+    title = f"{profile.name}: {f'{count} of ' if count < len(images) else ''}{len(images)} kernels"
+    _draw_tiles(left.subplots(), title, images[:count], places, [str(kernel) for kernel in range(count)])
+    sides = (profile.most_similar, "Most similar pairs"), (profile.least_similar, "Least similar pairs")
+    for axes, (pairs, name) in zip(right.subplots(2, 1), sides, strict=True):
+        kernels = [kernel for pair in pairs for kernel in pair[:2]]
+        places = [(column, row) for column in range(len(pairs)) for row in (0, 1)]
+        labels = [label for pair in pairs for label in (f"cos {pair.cosine:.2f}\n{pair.first}", f"{pair.second}")]
+        _draw_tiles(axes, name, images[kernels], places, labels)
+
+
+def _draw_tiles(
+    axes: Axes, title: str, images: npt.NDArray[np.float32], places: list[tuple[int, int]], labels: list[str]
+) -> None:
+    """Draw pictures side by side, each at its (column, row) with its label above it."""
+    for image, (column, row), label in zip(images, places, labels, strict=True):
+        x, y = 1.15 * column, 1.4 * row
+        axes.imshow(image, extent=(x, x + 1, y + 1, y))
+        axes.text(x + 0.5, y - 0.04, label, fontsize=7, ha="center", va="bottom")
+    axes.set(xlim=(-0.1, 1.15 * max(x for x, _ in places) + 1.1), ylim=(1.4 * max(y for _, y in places) + 1.1, -0.4))
+    axes.set_title(title)
+    axes.axis("off")
 
 
 def _draw_histograms(figure: SubFigure, profiles: Sequence[LayerProfile], rows: int, threshold: float) -> None:
