@@ -27,6 +27,7 @@ def builders():
     for name, kind in vars(torch.optim).items():
         if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer:
             found[f"torch {name}"] = kind
+    found["torch LBFGS"] = functools.partial(torch.optim.LBFGS, max_iter=3)
     return {name: build for name, build in found.items() if name not in UNBUILT}
 
 
@@ -51,7 +52,7 @@ def train(model, optimizer, steps):
 
     def closure_of(step):
         def closure():
-            torch.manual_seed(step)  # Kron draws from the global generator
+            torch.default_generator.manual_seed(step)  # Kron draws from it
             optimizer.zero_grad()
             loss = loss_of(model, step)
             loss.backward(create_graph=getattr(optimizer, "is_second_order", False))
