@@ -85,7 +85,10 @@ def prepare(source: ImageSource, side: int, folder: Path, workers: int) -> Prepa
         with _storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with _lock_of(folder):
-                _write({path: rows for path, rows in files.items() if not path.exists()}, source, side, workers)
+                # Looked for again, because the one that had the lock may have written them all.
+                absent = {path: rows for path, rows in files.items() if not path.exists()}
+                if absent:
+                    _write(absent, source, side, workers)
     return PreparedImages(datasets.concatenate_datasets([_open(*file) for file in files.items()]), side)
 
 
