@@ -140,8 +140,8 @@ def _split_rows(xrays: ChestXrays, val_fraction: float, split_seed: int) -> dict
     shared = np.intersect1d(patients[test], patients[rest])
     if len(shared):
         raise InputError(
-            f"{len(shared):,} patients are both in the test split and outside of it (patient {', '.join(shared[:5])}): "
-            "expected official lists that share none"
+            f"the test split shares {len(shared):,} patients with the others ({', '.join(shared[:5])}): expected the "
+            "official lists, which share none"
         )
     if not len(test) or len(np.unique(patients[rest])) < 2:
         raise InputError(f"{NAME} has {len(rest)} images to train on and {len(test)} to test on: both are needed")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 from huggingface_hub import HfApi
 
 from finetune.chestxray14 import ChestXrays, label_row
@@ -29,7 +30,8 @@ class HubImages:
         return f"{self.version} {row}"
 
     def read(self, row: int) -> bytes | None:
-        return self.data[row]["image"]["bytes"]
+        image = self.data[row]["image"]
+        return None if image is None else image["bytes"]
 
 
 def read_nih_hub(name: str, revision: str) -> ChestXrays:
@@ -86,7 +88,7 @@ def _version_of_folder(folder: Path) -> str:
 
 def _cases(data: datasets.Dataset) -> list[str]:
     """The images' file names where they have unique ones, and else their rows."""
-    paths = list(data.flatten()["image.path"])
+    paths = pc.struct_field(data.data.column("image"), "path").to_pylist()
     cases = [Path(path or "").name for path in paths]
     return cases if all(cases) and len(set(cases)) == len(cases) else [str(row) for row in range(len(data))]
 

@@ -54,7 +54,10 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
     listed = {name: _read_list(folder / name, entries, label_file) for name in (TRAIN_LIST, TEST_LIST)}
     twice = sorted(listed[TRAIN_LIST] & listed[TEST_LIST])
     if twice:
-        raise InputError(f"{len(twice):,} images are in {TRAIN_LIST} and in {TEST_LIST}, among them {twice[0]}")
+        raise InputError(
+            f"{TRAIN_LIST} and {TEST_LIST} in {folder} share {len(twice):,} images, such as {twice[0]}: expected NIH's "
+            "lists, which share none"
+        )
     cases = sorted(listed[TRAIN_LIST] | listed[TEST_LIST])
     images = _find_images(folder, cases)
     missing = [case for case, path in zip(cases, images.paths, strict=True) if path is None]
@@ -75,13 +78,13 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
 
 def _read_entries(path: Path) -> dict[str, tuple[str, list[int]]]:
     """Patient and labels of each image; the columns are found by name, because the header has others that split."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        lacking = [name for name in (_NAME, _LABELS, _PATIENT) if name not in (reader.fieldnames or ())]
-        if lacking:
-            raise InputError(f"{path} has no column {lacking[0]!r}: expected NIH's label file as it is distributed")
-        entries: dict[str, tuple[str, list[int]]] = {}
-        try:
+    entries: dict[str, tuple[str, list[int]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            lacking = [name for name in (_NAME, _LABELS, _PATIENT) if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise InputError(f"{path} has no column {lacking[0]!r}: expected NIH's label file as it is distributed")
             for row in reader:
                 case = row[_NAME]
                 where = f"{path}, line {reader.line_num}, {case}"
@@ -90,8 +93,8 @@ def _read_entries(path: Path) -> dict[str, tuple[str, list[int]]]:
                 if case in entries:
                     raise InputError(f"{where} stands there twice: expected one line per image")
                 entries[case] = (row[_PATIENT], label_row(row[_LABELS].split("|"), where))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise InputError(f"{path} can't be read as CSV ({error}): get it again from NIH") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} can't be read as CSV ({error}): get it again from NIH") from error
     return entries
 
 
