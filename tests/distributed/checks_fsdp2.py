@@ -15,7 +15,7 @@ from one_process import SETTINGS, OneProcess, Still, make_batch, make_model, sam
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from inmerge_optim import InMergeOptimizer, check_replicas
@@ -100,10 +100,15 @@ def check_weights_kept_whole_between_accumulated_backwards() -> None:
 def check_weights_kept_whole_after_the_backward() -> None:
     model, optimizer, one = sharded_pair()
     model.set_reshard_after_backward(False)
-    model(make_batch(dist.get_rank())).square().mean().backward()
-    assert not isinstance(model[2].weight, DTensor), "the model should hold the whole weight here"
-    optimizer.step()
-    one.check()
+    for step in range(4):
+        model(make_batch(10 * step + dist.get_rank())).square().mean().backward()
+        assert not isinstance(model[2].weight, DTensor), "the model should hold the whole weight here"
+        optimizer.step()
+        optimizer.zero_grad()
+        one.check()
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def check_bfloat16_weights() -> None:
@@ -116,7 +121,10 @@ def check_float64_weights() -> None:
 
 def check_weights_of_several_dtypes() -> None:
     optimizer, one = tensor_parallel_pair((Shard(0),), lambda model: model[2].to(torch.bfloat16))
-    merge(optimizer, one)
+    with mock.patch.object(dist, "all_to_all_single", wraps=dist.all_to_all_single) as exchange:
+        merge(optimizer, one)
+    travelled = [call.args[1].dtype for call in exchange.call_args_list]
+    assert travelled == 4 * [torch.bfloat16, torch.float32], "partners travel as they are stored"
 
 
 def check_mixed_precision_policy() -> None:
@@ -189,7 +197,11 @@ def check_checkpoint_leaves_the_weights_and_resumes() -> None:
         fresh = make_model(seed=1)
         names = selected_names(fresh)
         resumed = wrap(shard(fresh), names)
+        initial = [whole(parameter).clone() for parameter in fresh.parameters()]
         held = {"model": fresh.state_dict(), "optimizer": get_optimizer_state_dict(fresh, resumed)}
+        assert resumed.param_groups[0]["inmerge_step"] == 0, "initialising the state is no step"
+        for then, now in zip(initial, fresh.parameters(), strict=True):
+            assert same_bits(then, whole(now)), "initialising the state moved the weights"
         dcp.load(held, checkpoint_id=folder)
     set_optimizer_state_dict(fresh, resumed, held["optimizer"])
     for then, now, loaded in zip(before, model.parameters(), fresh.parameters(), strict=True):
