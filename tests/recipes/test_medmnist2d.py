@@ -6,6 +6,7 @@ import csv
 import json
 from pathlib import Path
 
+import finetune.stage
 import numpy as np
 import pytest
 import timm
@@ -86,6 +87,22 @@ def test_best_epoch_is_the_first_with_the_best_validation_auroc(digits_run: Path
         assert summary_of(digits_run)["epochs"][arm] == [aurocs.index(max(aurocs)) + 1]
         labels, probabilities = read_predictions(digits_run / f"seed_0/{arm}/predictions_val.csv")
         assert roc_auc_score(labels, probabilities, multi_class="ovr") == pytest.approx(max(aurocs), abs=1e-12)
+
+
+def test_an_earlier_epoch_is_kept_when_no_later_one_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ties throughout, an arm of two epochs keeps the weights that an arm of one epoch ends with."""
+    real = finetune.stage.score
+    monkeypatch.setattr(finetune.stage, "score", lambda *args: {**real(*args), "auroc": 0.5})
+    settings = ["--epochs", "0", "--batch-size", "400"]
+    two = run_digits(tmp_path / "two", *settings, "--inmerge-epochs", "2")
+    one = run_digits(tmp_path / "one", *settings, "--inmerge-epochs", "1")
+    for arm in ("baseline", "inmerge"):
+        for name in ("model.safetensors", "predictions_test.csv"):
+            assert (two / "seed_0" / arm / name).read_bytes() == (one / "seed_0" / arm / name).read_bytes()
+    kept, last = (figures["arms"]["inmerge"]["accuracy"] for figures in (summary_of(two), summary_of(two)["last"]))
+    assert summary_of(two)["epochs"] == {"baseline": [1], "inmerge": [1]}
+    assert kept == summary_of(one)["arms"]["inmerge"]["accuracy"]
+    assert kept != last
 
 
 def test_arms_are_equal_to_the_bit_without_merges(tmp_path: Path) -> None:
