@@ -1,7 +1,8 @@
-"""Small runs of the recipe in this process, for its tests."""
+"""Small runs of the recipes in this process, for their tests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import medmnist2d
@@ -11,12 +12,12 @@ from accelerate.state import AcceleratorState, GradientState
 QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2"]
 
 
-def run_recipe(*arguments: object) -> None:
-    """Run the recipe in this process as its command line would."""
+def run_recipe(*arguments: object, recipe: Callable[[list[str]], None] = medmnist2d.main) -> None:
+    """Run a recipe in this process as its command line would."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     try:
-        medmnist2d.main([str(argument) for argument in arguments])
+        recipe([str(argument) for argument in arguments])
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -1,0 +1,151 @@
+"""The recipe for ChestX-ray14 from its command line to its run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import chestxray
+import numpy as np
+import pytest
+from finetune.chestxray14 import LABELS
+from finetune.options import parse_options
+from finetune.results import read_predictions
+from sklearn.metrics import roc_auc_score
+from small_runs import run_recipe
+from small_trees import case_names, image_path, make_tree
+
+QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "1", "--inmerge-epochs", "1"]
+CONFIGS = Path(chestxray.__file__).parent / "configs"
+
+
+def run(*arguments: object) -> None:
+    run_recipe(*arguments, recipe=chestxray.main)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return make_tree(tmp_path / "tree")
+
+
+@pytest.fixture
+def quick(tree: Path, tmp_path: Path) -> list[object]:
+    folders = ["--data-dir", tree, "--prepared-dir", tmp_path / "prepared", "--output", tmp_path / "run"]
+    return [*folders, *QUICK, "--batch-size", "16", "--prepare-workers", "0"]
+
+
+def columns(path: Path) -> dict[str, list[str]]:
+    with path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    return dict(zip(header, zip(*rows, strict=True), strict=True))
+
+
+def check_aurocs(folder: Path, part: str, auroc: float | None) -> None:
+    """The mean AUROC of the labels that some cases have and others not, from the predictions file."""
+    labels, probabilities = read_predictions(folder / f"predictions_{part}.csv")
+    scored = [k for k in range(len(LABELS)) if len(set(labels[:, k])) == 2]
+    expected = np.mean([roc_auc_score(labels[:, k], probabilities[:, k]) for k in scored])
+    assert auroc == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_trial_names_patients_and_records_its_data(quick: list[object], tmp_path: Path) -> None:
+    run(*quick)
+    folder = tmp_path / "run"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["task"] == "multi-label"
+    for arm in ("baseline", "inmerge"):
+        predictions = columns(folder / f"seed_0/{arm}/predictions_test.csv")
+        assert list(predictions) == [
+            *("case", "patient"),
+            *(f"{kind}_{label}" for kind in ("label", "prob") for label in LABELS),
+        ]
+        assert list(predictions["case"]) == case_names(30)[40:]
+        assert [int(case[:8]) for case in predictions["case"]] == list(map(int, predictions["patient"]))
+        check_aurocs(folder / f"seed_0/{arm}", "test", summary["arms"][arm]["auroc"]["values"][0])
+    data = json.loads((folder / "data.json").read_text())
+    assert data["label_file"] == "Data_Entry_2017.csv"
+    assert (data["prepare_size"], data["image_size"], data["left_out"]) == (18, 16, [])
+    assert {part: counts["images"] for part, counts in data["splits"].items()} == {"train": 34, "val": 6, "test": 20}
+    assert json.loads((folder / "versions.json").read_text())["data"]["Data_Entry_2017.csv"] == data["sha256"]
+
+
+def test_crops_and_flips_are_the_same_for_both_arms_and_when_repeated(quick: list[object], tmp_path: Path) -> None:
+    """With merge_prob 0 the arms are equal to the bit; resized without crop, they learn something else."""
+    weights = []
+    for name, options in (("run", []), ("again", []), ("uncropped", ["--prepare-size", "16"])):
+        run(*quick, "--merge-prob", "0", "--output", tmp_path / name, *options)
+        baseline, inmerge = (
+            (tmp_path / name / "seed_0" / arm / "model.safetensors").read_bytes() for arm in ("baseline", "inmerge")
+        )
+        assert baseline == inmerge
+        weights.append(baseline)
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_prepare_only_prepares_and_stops(
+    quick: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*quick, "--prepare-only")
+    assert not (tmp_path / "run").exists()
+    assert "34 in train, 6 in val, 20 in test" in capsys.readouterr().out
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "prepared").rglob("*.arrow"))
+    run(*quick)
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "prepared").rglob("*.arrow")) == before
+
+
+def test_resuming_on_other_images_is_refused(
+    quick: list[object], tree: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run(*quick, "--seeds", "0")
+    (tmp_path / "run/summary.json").unlink()
+    image_path(tree, case_names(30)[7]).unlink()
+    with pytest.raises(SystemExit):
+        run(*quick, "--resume", "--allow-missing")
+    assert "was begun with the files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data-dir", "absent"], "--data-dir absent is no folder"),
+        ([], "give either --data-dir, the folder of NIH's files, or --hub"),
+        (["--data-dir", ".", "--hub", "owner/name"], "give either --data-dir"),
+        (["--data-dir", ".", "--hub-revision", "v2"], "--hub-revision has no effect without --hub"),
+        (["--data-dir", ".", "--prepare-size", "200"], "--prepare-size 200 is less than --image-size 224"),
+        (["--data-dir", ".", "--prepare-workers", "-1"], "--prepare-workers must be at least 0"),
+        (["--data-dir", ".", "--val-fraction", "1"], "--val-fraction must be between 0 and 1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options(arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit) as exit_:
+        run("--model", "test_resnet", "--no-pretrained", "--output", output, *arguments)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert expected in message
+    assert message.count("\n") == 1
+    assert not output.exists()
+
+
+def test_the_papers_settings_are_read() -> None:
+    arguments = ["--config", str(CONFIGS / "paper_chestxray14.yaml"), "--data-dir", "."]
+    options = parse_options(chestxray.ChestXrayOptions, arguments)
+    assert (options.model, options.batch_size, options.epochs, options.inmerge_epochs) == ("vgg19", 324, 30, 10)
+    assert (options.image_size, options.prepare_size, options.hflip, options.skip_layers) == (224, 224, 0.5, 10)
+
+
+@pytest.mark.slow
+def test_real_images_with_given_weights(shared_file, tmp_path: Path) -> None:
+    """A part of the real data, official lists, trained for a few epochs; every AUROC follows from its file."""
+    data, weights = shared_file("data/nih-mini"), shared_file("weights/efficientnet_lite0.safetensors")
+    arguments = ["--data-dir", data, "--prepared-dir", tmp_path / "prepared", "--image-size", "64"]
+    arguments += ["--model", "efficientnet_lite0", "--checkpoint", weights, "--batch-size", "64"]
+    run(*arguments, "--epochs", "2", "--inmerge-epochs", "2", "--output", tmp_path / "run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    for arm in ("baseline", "inmerge"):
+        predictions = columns(tmp_path / f"run/seed_0/{arm}/predictions_test.csv")
+        assert set(predictions["case"]) == set((data / "test_list.txt").read_text().split())
+        check_aurocs(tmp_path / f"run/seed_0/{arm}", "test", summary["arms"][arm]["auroc"]["values"][0])
+    assert sum(layer["merged"] for layer in summary["merges"]["inmerge"].values()) > 0
