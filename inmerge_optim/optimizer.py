@@ -347,7 +347,7 @@ class InMergeOptimizer(Optimizer):
                 f"{self.similarity_threshold:g}: so far this run is nearly a plain baseline; a lower threshold or a "
                 "model with pretrained weights merges more",
                 NoMergeWarning,
-                stacklevel=4,
+                stacklevel=7,  # the line that called step: torch's decorators add three frames
             )
 
 

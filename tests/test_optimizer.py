@@ -294,6 +294,7 @@ def test_one_warning_when_next_to_nothing_merges():
     messages = [warning for warning in caught if warning.category is NoMergeWarning]
     assert len(messages) == 1
     assert "0 of the first 12000 drawn pairs" in str(messages[0].message)
+    assert messages[0].filename == __file__
 
 
 def test_no_warning_where_kernels_merge():

@@ -38,6 +38,18 @@ def test_a_frozen_layer_is_left_alone_until_it_is_unfrozen(stale):
     assert merge_step(optimizer) == steps + 5
 
 
+def test_a_layer_that_was_frozen_when_it_was_wrapped_is_merged_once_it_is_unfrozen():
+    model = network()
+    model.deep.weight.requires_grad_(False)
+    optimizer = wrapped(model)
+    assert remarks(optimizer)["deep"] == "frozen"
+    train(model, optimizer, 1)
+    assert optimizer.merge_counts()["deep"]["drawn"] == 0
+    model.deep.weight.requires_grad_(True)
+    train(model, optimizer, range(1, 3))
+    assert optimizer.merge_counts()["deep"]["merged"] > 0
+
+
 def test_a_frozen_layer_changes_no_draw_of_the_others():
     model, other = network(), network()
     for_all, for_one = wrapped(model), wrapped(other)
@@ -89,12 +101,24 @@ def test_a_parametrized_weight_is_left_alone_and_reported(normalise):
         assert name == "grouped.weight" or torch.equal(value, weights(model)[name])
 
 
-def test_flattened_parameters_raise_with_what_to_do():
+def as_one(parameters):
+    """Flatten all parameters into one, as FSDP1 does."""
+    return [torch.cat([parameter.detach().flatten() for parameter in parameters]).requires_grad_()]
+
+
+def each_alone(parameters):
+    """Flatten each parameter, as ZeRO does to split it."""
+    return [parameter.detach().flatten().requires_grad_() for parameter in parameters]
+
+
+@pytest.mark.parametrize("flatten", [as_one, each_alone])
+def test_flattened_parameters_raise_with_what_to_do(flatten):
     model = network()
     optimizer = wrapped(model)
-    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()]).requires_grad_()
-    optimizer.param_groups[0]["params"] = [flat]
-    flat.grad = torch.zeros_like(flat)
+    flat = flatten(optimizer.param_groups[0]["params"])
+    optimizer.param_groups[0]["params"] = flat
+    for parameter in flat:
+        parameter.grad = torch.zeros_like(parameter)
     with pytest.raises(RuntimeError, match=r"flattened or replaced.*use DDP or FSDP2"):
         optimizer.step()
 
