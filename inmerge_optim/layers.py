@@ -237,7 +237,10 @@ def _select_by_depth(name: str, module: nn.Module, trace: _Trace, depths: dict[s
 
 
 def _trace_or_definition(model: nn.Module, modules: dict[str, nn.Module], input_size: Sequence[int] | None) -> _Trace:
-    """Trace the model, or else take the order of definition, with a warning that says why."""
+    """Trace the model; what is left if that fails half-way takes the order of definition, with a warning that says why.
+
+    Detectors fail so, when all their convolutions have run: which boxes are kept depends on data.
+    """
     if _is_sharded(model):
         raise ValueError(
             f"{type(model).__name__} is sharded by FSDP2 and can't be run on the meta device: call kernel_layers "
@@ -245,18 +248,24 @@ def _trace_or_definition(model: nn.Module, modules: dict[str, nn.Module], input_
         )
     sizes = _input_sizes(model, input_size)
     for size in sizes:
+        trace = _Trace()
         try:
-            return _trace(model, modules, size)
+            _run_on_meta(model, modules, size, trace)
+            return trace
         except Exception as error:  # whatever a stranger's forward raises, the order of definition is left
             problem = error
+    rest = [name for name in modules if name not in trace.executed]
     warnings.warn(
         f"{type(model).__name__} can't be run on the meta device with an input of {sizes[-1]} "
-        f"({type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}): its layers are taken in the order of "
-        "definition, and convolutions that act as fully connected ones are not known; input_size or names may help",
+        f"({type(problem).__name__}: {(str(problem).splitlines() or [''])[0]}): {len(rest)} of its {len(modules)} "
+        "layers are taken in the order of definition, and which of those act as fully connected is not known; "
+        "input_size or names may help",
         stacklevel=3,
     )
-    fully_connected = {name for name in modules if _PRE_LOGITS.search(name)}
-    return _Trace(list(modules), fully_connected, {name for name in modules if _PREDICTORS.search(name)})
+    trace.executed += rest
+    trace.fully_connected.update(name for name in rest if _PRE_LOGITS.search(name))
+    trace.classifiers.update(name for name in modules if _PREDICTORS.search(name))
+    return trace
 
 
 def _is_sharded(model: nn.Module) -> bool:
@@ -278,9 +287,8 @@ def _input_sizes(model: nn.Module, input_size: Sequence[int] | None) -> list[tup
     return list(dict.fromkeys([own_size, (channels, *own_size[1:])]))
 
 
-def _trace(model: nn.Module, modules: dict[str, nn.Module], input_size: tuple[int, ...]) -> _Trace:
-    """Run a copy of ``model`` on the meta device, and note what its layers do."""
-    trace = _Trace()
+def _run_on_meta(model: nn.Module, modules: dict[str, nn.Module], input_size: tuple[int, ...], trace: _Trace) -> None:
+    """Run a copy of ``model`` on the meta device, and note in ``trace`` what its layers do."""
     called: list[nn.Module] = []
     shadow = _copy_to_meta(model)
     names = {module: name for name, module in shadow.named_modules()}
@@ -301,25 +309,36 @@ def _trace(model: nn.Module, modules: dict[str, nn.Module], input_size: tuple[in
     with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
         output = shadow.eval()(image)
     if getattr(model, "num_classes", None) != 0:
-        trace.classifiers = {names[module] for module in _classifiers(called, output)} & modules.keys()
-    return trace
+        trace.classifiers.update({names[module] for module in _classifiers(called, output)} & modules.keys())
 
 
 def _classifiers(called: list[nn.Module], output: Any) -> list[nn.Module]:
     """Return the layers whose kernels are the model's outputs, given all layers and norms in the order of their calls.
 
-    It can be the last one alone, or in a model with named predictions (segmentation) also one whose output the next
-    layer does not take.
+    Those have as many kernels as there are classes, and the next layer or norm does not take their output. In a model
+    with named predictions (segmentation) all such layers count, elsewhere the last of all and those of its shape just
+    before it (a distilled head beside the head).
     """
     named = [output[key] for key in _PREDICTIONS if key in output] if isinstance(output, Mapping) else [output]
     classes = {tensor.shape[1] for tensor in named if isinstance(tensor, Tensor) and tensor.dim() > 1}
-    found = []
-    for module, following in zip(called, [*called[1:], None], strict=True):
-        last = following is None or (isinstance(output, Mapping) and not isinstance(following, _NORMS))
-        if last and not isinstance(module, _NORMS) and _kernels(module) in classes:
-            taken = getattr(following, "in_channels", getattr(following, "in_features", None))
-            found += [module] if taken != _kernels(module) else []
+    found: list[nn.Module] = []
+    for module, following in zip(reversed(called), [None, *reversed(called)], strict=False):
+        if isinstance(module, _NORMS):
+            continue
+        beside = isinstance(output, Mapping) or not found or _input_width(module) == _input_width(found[-1])
+        if _kernels(module) in classes and _input_width(following) != _kernels(module) and beside:
+            found.append(module)
+        elif not isinstance(output, Mapping):
+            break
     return found
+
+
+def _input_width(module: nn.Module | None) -> int | None:
+    """Return how many channels a layer or a norm takes."""
+    for name in ("in_channels", "in_features", "num_features", "num_channels"):
+        if hasattr(module, name):
+            return int(getattr(module, name))
+    return int(module.normalized_shape[-1]) if isinstance(module, nn.LayerNorm) else None
 
 
 def _copy_to_meta(model: nn.Module) -> nn.Module:
