@@ -52,17 +52,22 @@ def test_check_replicas_refuses_other_optimizers():
         check_replicas(torch.optim.SGD(make_model().parameters(), lr=0.1))
 
 
-def test_flattened_parameters_are_refused_before_the_base_steps():
+@pytest.mark.parametrize("groups", ["one group", "a group for each parameter"])
+def test_flattened_parameters_are_refused_before_the_base_steps(groups):
     """DeepSpeed's ZeRO 1 and 2 put this rank's part of one flat parameter in the place of a group's parameters."""
     model = make_model()
-    optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, **SETTINGS)
-    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    part = flat[: flat.numel() // 2].clone()
-    part.grad = torch.ones_like(part)
-    optimizer.param_groups[0]["params"] = [part]
+    parameters = list(model.parameters())
+    grouped = [parameters] if groups == "one group" else [[parameter] for parameter in parameters]
+    base = torch.optim.SGD([{"params": group} for group in grouped], lr=0.1)
+    optimizer = InMergeOptimizer(base, model, **SETTINGS)
+    for group in optimizer.param_groups:
+        flat = torch.cat([parameter.detach().flatten() for parameter in group["params"]])
+        group["params"] = [flat[: flat.numel() // 2].clone()]
+        group["params"][0].grad = torch.ones(flat.numel() // 2)
+    before = [group["params"][0].clone() for group in optimizer.param_groups]
     with pytest.raises(RuntimeError, match=r"flattened or replaced \(DeepSpeed ZeRO, FSDP1\).* use DDP or FSDP2"):
         optimizer.step()
-    assert torch.equal(part, flat[: part.numel()])
+    assert all(torch.equal(group["params"][0], then) for group, then in zip(base.param_groups, before, strict=True))
 
 
 def test_partitioned_parameters_are_refused_when_wrapped():
