@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from small_trees import write_labels, write_lists
 
+RECIPE = Path(__file__).parents[1] / "recipes" / "chestxray.py"
 IMAGES, TEST_IMAGES, PER_PATIENT, PER_FOLDER = 112_120, 25_596, 4, 10_000
 
 
@@ -45,8 +45,8 @@ def make_tree(folder: Path, images: int) -> None:
 
 
 def prepare(tree: Path, prepared: Path, side: int, workers: int) -> None:
-    """Run the recipe with --prepare-only and print its peak."""
-    command = [sys.executable, str(ROOT / "recipes/chestxray.py"), "--data-dir", str(tree), "--prepare-only"]
+    """Run the recipe with --prepare-only."""
+    command = [sys.executable, str(RECIPE), "--data-dir", str(tree), "--prepare-only"]
     command += ["--prepared-dir", str(prepared), "--image-size", str(side), "--prepare-size", str(side)]
     subprocess.run(
         [*command, "--prepare-workers", str(workers)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -72,7 +72,7 @@ def main() -> None:
         seconds = time.perf_counter() - start
         print(f"{images:>8,} images: peak {peaks[-1]:,.0f} MB, {written / 1e6:,.0f} MB written, {seconds:.0f} s")
     growth = (peaks[1] - peaks[0]) * 2**20 / (IMAGES - IMAGES // 10)
-    print(f"growth of the peak per image: {growth:,.0f} bytes, of {options.side**2:,} bytes of pixels")
+    print(f"The peak grows by {growth:,.0f} bytes per image (names and labels), not by its {options.side**2:,} pixels")
 
 
 if __name__ == "__main__":
