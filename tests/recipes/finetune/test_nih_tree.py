@@ -30,6 +30,11 @@ def cases_of(data: ImageData) -> dict[str, list[str]]:
     return {part: split.cases for part, split in data.splits.items()}
 
 
+def test_labels_are_in_the_order_of_the_paper() -> None:
+    first, second = "Atelectasis Cardiomegaly Effusion Infiltration Mass Nodule Pneumonia", "Pneumothorax Consolidation"
+    assert " ".join(LABELS) == f"{first} {second} Edema Emphysema Fibrosis Pleural_Thickening Hernia"
+
+
 def test_labels_agree_with_the_csv_for_every_image(shared_file) -> None:
     """Labels and patients of the real file, read here by pandas and matched as text."""
     folder = shared_file("data/nih-mini")

@@ -134,6 +134,7 @@ def test_rows_are_read_in_any_order(tree: Path, tmp_path: Path, small_files: Non
     part = images.select(rows[:20])
     assert part.shape == (20, 1, 24, 24)
     np.testing.assert_array_equal(part[[3, 3, 0]], everything[rows[[3, 3, 0]]])
+    np.testing.assert_array_equal(part.select(np.array([4, 1]))[[1]], everything[rows[[1]]])
     assert images[[]].shape == (0, 1, 24, 24)
 
 
