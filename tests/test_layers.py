@@ -20,7 +20,10 @@ VGG19_LAST_SIX = [f"features.{place}" for place in (23, 25, 28, 30, 32, 34)]
 
 def on_meta(build, *args, **kwargs):
     """Build a model without the time and memory of its weights."""
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            return build(*args, **kwargs)
+    except RuntimeError:  # older versions of timm read stochastic depths from tensors
         return build(*args, **kwargs)
 
 
