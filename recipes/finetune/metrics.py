@@ -31,14 +31,19 @@ def score(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[str
     return {"accuracy": float(accuracy), "balanced_accuracy": balanced_accuracy, "auroc": auroc}
 
 
+def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Per scored output which cases are positive: each class against the rest, of a binary task class 1 alone."""
+    if task.multi_label:
+        return {k: labels[:, k] == 1 for k in range(labels.shape[1])}
+    return {k: labels == k for k in ([1] if task.kind == "binary" else range(len(task.classes)))}
+
+
 def auroc_per_class(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
     """AUROC of each class against the rest; of a binary task that of class 1 alone; None for a class that no case, or
     every case, has.
     """
-    scored = [1] if task.kind == "binary" else range(len(task.classes))
     result: dict[str, float | None] = {}
-    for k in scored:
-        positive = labels[:, k] == 1 if task.multi_label else labels == k
+    for k, positive in positives(task, labels).items():
         one_value = positive.all() or not positive.any()
         result[task.classes[k]] = None if one_value else float(roc_auc_score(positive, probabilities[:, k]))
     return result

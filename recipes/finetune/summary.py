@@ -1,6 +1,7 @@
 """Figures over seeds, and the table that a recipe ends with."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,30 +9,37 @@ import numpy as np
 
 from finetune.arms import BASELINE
 from finetune.files import write_csv, write_json
+from finetune.statistics import LEVEL, RESAMPLES, Bootstrap, holm, paired_t
 
 Results = dict[int, dict[str, dict[str, Any]]]
 
 
-def summarise(task: str, results: Results) -> dict[str, Any]:
+def summarise(task: str, results: Results, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
         task: the kind of task.
         results: per seed and arm the result of that stage.
+        bootstrap: resamples of the test set, scored by the kept weights of every arm.
     """
     seeds = list(results)
     arms = list(results[seeds[0]])
+    kept = _figures(results, arms, "kept", bootstrap)
+    compared = [(arm, BASELINE, differences["auroc"]) for arm, differences in kept["differences"].items()]
+    compared += [(arm, other, kept["contrasts"][f"{arm} - {other}"]["auroc"]) for arm, other in _contrasts(arms)]
     return {
         "task": task,
         "seeds": seeds,
-        **_figures(results, arms, "kept"),
-        "last": _figures(results, arms, "last"),
+        **kept,
+        "intervals": _intervals(seeds, bootstrap),
+        "verdicts": [verdict(arm, reference, difference) for arm, reference, difference in compared],
+        "last": _figures(results, arms, "last", None),
         "epochs": {arm: [results[seed][arm]["epoch"] for seed in seeds] for arm in arms},
         "merges": {arm: merges for arm in arms if (merges := _merges(results, arm))},
     }
 
 
-def _figures(results: Results, arms: list[str], epoch: str) -> dict[str, Any]:
+def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Per arm each test metric over seeds, and per other arm its difference to the baseline, seed by seed."""
     values = {
         arm: {
@@ -40,16 +48,61 @@ def _figures(results: Results, arms: list[str], epoch: str) -> dict[str, Any]:
         }
         for arm in arms
     }
+
+    def differences(arm: str, reference: str) -> dict[str, Any]:
+        pairs = {metric: _difference(values[arm][metric], values[reference][metric]) for metric in values[arm]}
+        low, high = bootstrap.interval(arm, reference) if bootstrap else (None, None)
+        pairs["auroc"] |= {"p_adjusted": pairs["auroc"]["p"], "bootstrap_low": low, "bootstrap_high": high}
+        return pairs
+
+    to_baseline = {arm: differences(arm, BASELINE) for arm in arms if arm != BASELINE}
+    for arm, p in holm({arm: metrics["auroc"]["p"] for arm, metrics in to_baseline.items()}).items():
+        to_baseline[arm]["auroc"]["p_adjusted"] = p
     return {
         "arms": {
             arm: {m: {**_mean_and_std(v), "values": v} for m, v in metrics.items()} for arm, metrics in values.items()
         },
-        "differences": {
-            arm: {metric: _difference(values[arm][metric], values[BASELINE][metric]) for metric in values[arm]}
-            for arm in arms
-            if arm != BASELINE
-        },
+        "differences": to_baseline,
+        "contrasts": {f"{arm} - {other}": differences(arm, other) for arm, other in _contrasts(arms)},
     }
+
+
+def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
+    """Arms that are compared with each other, as a question of its own: is it similarity that matters?"""
+    return [("inmerge", "random-pairs")] if {"inmerge", "random-pairs"} <= set(arms) else []
+
+
+def _intervals(seeds: list[int], bootstrap: Bootstrap | None) -> dict[str, str | None]:
+    """What the two intervals of a difference are, in words."""
+    level = f"{LEVEL:.0%}".replace("%", " %")
+    over_seeds = f"{level} paired t interval over {len(seeds)} seeds: training noise, given this test set"
+    over_tests = bootstrap and (
+        f"{level} bootstrap interval over {bootstrap.units} test {bootstrap.unit} ({RESAMPLES} resamples): test-set "
+        "noise, given these models"
+    )
+    return {"low, high": over_seeds if len(seeds) > 1 else None, "bootstrap_low, bootstrap_high": over_tests}
+
+
+def verdict(arm: str, reference: str, difference: dict[str, Any]) -> dict[str, str]:
+    """The one rule: an AUROC differs where the paired t test over seeds says so at 5 %, Holm-adjusted over the arms.
+
+    Anything else is "no difference shown", which is not the same as equal.
+    """
+    mean, p = difference["mean"], difference["p_adjusted"]
+    shown = p is not None and p < 1 - LEVEL
+    outcome = "no difference shown" if not shown else "better" if mean > 0 else "worse"
+    words = {"no difference shown": "shows no difference from", "better": "beats", "worse": "is worse than"}[outcome]
+    seeds = sum(value is not None for value in difference["values"])
+    if not seeds:
+        figures = "not defined on this test set"
+    elif seeds == 1:
+        figures = f"{mean:+.4f}, one seed, which gives no interval over seeds"
+    else:
+        figures = f"{mean:+.4f} [{difference['low']:.4f}, {difference['high']:.4f}], {seeds} seeds"
+        if p != difference["p"]:
+            figures += f", Holm-adjusted p {p:.2g}"
+    sentence = f"{arm} {words} {reference} on AUROC: {figures}"
+    return {"arm": arm, "reference": reference, "outcome": outcome, "sentence": sentence}
 
 
 def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
@@ -61,10 +114,10 @@ def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
     }
 
 
-def _difference(values: list[float | None], baseline: list[float | None]) -> dict[str, Any]:
-    pairs = zip(values, baseline, strict=True)
-    paired = [None if value is None or base is None else value - base for value, base in pairs]
-    return {"mean": _mean_and_std(paired)["mean"], "low": None, "high": None, "p": None, "values": paired}
+def _difference(values: list[float | None], reference: list[float | None]) -> dict[str, Any]:
+    pairs = zip(values, reference, strict=True)
+    paired = [None if value is None or other is None else value - other for value, other in pairs]
+    return {**asdict(paired_t(paired)), "values": paired}
 
 
 def _merges(results: Results, arm: str) -> dict[str, dict[str, int]]:
@@ -91,7 +144,7 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The figures as text: test metrics of each arm's best and last epoch, the differences, and the merges."""
+    """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts."""
     metrics = list(summary["arms"][BASELINE])
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
@@ -103,7 +156,25 @@ def table(summary: dict[str, Any]) -> str:
             cells = (_number_text(differences[metric]["mean"], "{:+.4f}") for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", name, *cells])
     heading = f"Test figures over {seeds} seeds, mean ± standard deviation" if seeds > 1 else "Test figures, one seed"
-    return "\n".join([heading, _aligned(rows), *(_merge_lines(arm, m) for arm, m in summary["merges"].items())])
+    merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
+    return "\n".join([heading, _aligned(rows), *merges, "", *_verdict_lines(summary)])
+
+
+def _verdict_lines(summary: dict[str, Any]) -> list[str]:
+    """Each verdict with the test-set noise below it, and what the intervals are."""
+    intervals = summary["intervals"]
+    lines = []
+    for found in summary["verdicts"]:
+        arm, reference = found["arm"], found["reference"]
+        kind, name = ("differences", arm) if reference == BASELINE else ("contrasts", f"{arm} - {reference}")
+        difference = summary[kind][name]["auroc"]
+        lines.append(found["sentence"])
+        if difference["bootstrap_low"] is not None:
+            interval = f"[{difference['bootstrap_low']:.4f}, {difference['bootstrap_high']:.4f}]"
+            lines.append(f"  {intervals['bootstrap_low, bootstrap_high']} {interval}")
+    if intervals["low, high"]:
+        lines.append(f"After a verdict: {intervals['low, high']}")
+    return lines
 
 
 def _mean_text(figure: dict[str, Any]) -> str:

@@ -15,8 +15,10 @@ from finetune.models import check_forward, check_model_name, create_model
 from finetune.optim import create_optimizer
 from finetune.options import Options
 from finetune.randomness import seed_globals
+from finetune.results import read_predictions
 from finetune.run_folder import check_run_folder, check_same_data, launch_of, write_settings
 from finetune.stage import arm_stage, backbone_stage, run_stage
+from finetune.statistics import Bootstrap, bootstrap
 from finetune.summary import read_summary, summarise, table, write_summary
 
 
@@ -53,11 +55,22 @@ def run_trial(options: Options, load_data: Callable[[], ImageData], name: str, m
             run_stage(accelerator, options, data, backbone_stage(options, run, seed))
             stages = {arm: arm_stage(options, run, seed, arm) for arm in options.arms}
             results[seed] = {arm: run_stage(accelerator, options, data, stage) for arm, stage in stages.items()}
-        summary = summarise(data.task.kind, results)
         if accelerator.is_main_process:
+            summary = summarise(data.task.kind, results, _resampled_test(run, options, data))
             write_summary(run, summary)
-    accelerator.print(f"\n{table(summary)}\n\nRun folder: {run}")
+    if accelerator.is_main_process:
+        print(f"\n{table(summary)}\n\nRun folder: {run}")
+    accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _resampled_test(run: Path, options: Options, data: ImageData) -> Bootstrap:
+    """The bootstrap over the test set, from the predictions in the run folder."""
+    predictions = {
+        arm: [read_predictions(run / f"seed_{seed}" / arm / "predictions_test.csv")[1] for seed in options.seeds]
+        for arm in options.arms
+    }
+    return bootstrap(data.task, data.test.labels, predictions, data.test.patients)
 
 
 def _accelerator(options: Options) -> Accelerator:

@@ -46,7 +46,9 @@ def test_summary_has_its_form(digits_run: Path) -> None:
         for metric in ("accuracy", "balanced_accuracy", "auroc"):
             values = {arm: figures["arms"][arm][metric]["values"] for arm in figures["arms"]}
             difference = figures["differences"]["inmerge"][metric]
-            assert set(difference) == {"mean", "low", "high", "p", "values"}
+            own = {"p_adjusted", "bootstrap_low", "bootstrap_high"} if metric == "auroc" else set()
+            assert set(difference) == {"mean", "low", "high", "p", "values"} | own
+            assert difference["p"] is difference["low"] is difference["high"] is None
             assert difference["values"] == [values["inmerge"][0] - values["baseline"][0]]
     assert set(summary["merges"]) == {"inmerge"}
     merged = sum(layer["merged"] for layer in summary["merges"]["inmerge"].values())
