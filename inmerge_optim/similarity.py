@@ -85,7 +85,7 @@ def kernel_similarity(weight: Tensor, groups: int = 1) -> Tensor:
     """Return the cosine of every pair of kernels that can be merged (Algorithm 1, the comparison with tau).
 
     The result is what takes the memory, n^2 numbers: 64 MiB for 4096 kernels in float32. It is filled block by block,
-    and all else that is allocated is a copy of the weight. To look at wider layers, use similarity_profile, which
+    and all else that is allocated is a few copies of the weight. To look at wider layers, use similarity_profile, which
     keeps no more than a block at once.
 
     Args:
@@ -182,8 +182,8 @@ def similarity_profile(
     """Describe how similar the kernels of each layer are, and how many of them a step would merge.
 
     All layers of kernel_layers are described, in its order, those too that are not selected. The cosines are computed
-    block by block where the weights are, and not kept: beside a copy of one weight, memory is bounded, however many
-    kernels a layer has. A step's expected merges are exact for the weights as they are: training changes them.
+    block by block where the weights are, and not kept: beside a few copies of one weight, memory is bounded, however
+    many kernels a layer has. A step's expected merges are exact for the weights as they are: training changes them.
 
     Args:
         model: any module with real weights.

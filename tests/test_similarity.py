@@ -68,6 +68,13 @@ def test_blocks_make_no_difference(kernels, groups):
     assert profile.share_above_threshold == whole.share_above_threshold
 
 
+@pytest.mark.parametrize("shape", [(1, 5000, 2), (300, 64, 2), (2, 1025, 1), (1, 3, 3)])
+def test_no_block_is_larger_than_the_bound(shape):
+    blocks = [block.numel() for _, _, block in similarity._blocks(torch.zeros(shape))]
+    assert max(blocks) <= 2**20
+    assert len(blocks) < 2 + 4 * shape[0] * shape[1] ** 2 / 2**20  # nor needlessly small
+
+
 def test_zero_and_non_finite_kernels():
     weight = torch.tensor([[0.0, 0.0], [1.0, 0.0], [math.inf, 1.0], [1e-30, 1e-30], [1e30, 1e30]])
     found = kernel_similarity(weight)
