@@ -29,7 +29,7 @@ from finetune.batches import (
 )
 from finetune.checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
 from finetune.data import ImageData
-from finetune.metrics import METRICS, score
+from finetune.metrics import METRICS, Thresholds, choose_thresholds, per_class, score
 from finetune.models import create_model
 from finetune.optim import create_optimizer, create_schedule
 from finetune.options import Options
@@ -191,7 +191,7 @@ def _run_epoch(
         options.clip_grad,
         f"{stage.title} epoch {epoch + 1}/{stage.epochs}",
     )
-    scores, _ = _score(accelerator, data, session, "val")
+    scores = _evaluate(accelerator, data, session, ("val",)).scores["val"]
     counts = session.merging.merge_counts() if session.merging else {}
     merges = [
         [epoch + 1, layer, *(count[key] - counts_before[layer][key] for key in ("drawn", "merged"))]
@@ -212,20 +212,30 @@ def _run_epoch(
 
 
 def _line(loss: float, scores: dict[str, float | None]) -> str:
-    figures = (f"{name} {value:.4f}" for name, value in scores.items() if value is not None)
+    figures = (f"{name} {scores[name]:.4f}" for name in ("accuracy", "auroc") if scores[name] is not None)
     return ", ".join([f"loss {loss:.4f}", *(f"val {figure}" for figure in figures)])
 
 
-def _score(
-    accelerator: Accelerator, data: ImageData, session: Session, part: str
-) -> tuple[dict[str, float | None], np.ndarray]:
-    """Scores on a split, and the probabilities that they come from."""
-    logits = predict(accelerator, session.model, session.loaders[part], session.model_input)
-    probabilities = tasks.probabilities(data.task, logits)
-    scores = score(data.task, getattr(data, part).labels, probabilities)
-    if part == "test" and data.own_scores is not None:
-        scores |= data.own_scores(probabilities)
-    return scores, probabilities
+@dataclass(frozen=True)
+class Evaluation:
+    """Probabilities and scores per split, at the thresholds chosen on validation, if the task has any."""
+
+    probabilities: dict[str, np.ndarray]
+    thresholds: Thresholds | None
+    scores: dict[str, dict[str, float | None]]
+
+
+def _evaluate(accelerator: Accelerator, data: ImageData, session: Session, parts: tuple[str, ...]) -> Evaluation:
+    """Score the model as it is on these splits, of which "val" is one."""
+    logits = {part: predict(accelerator, session.model, session.loaders[part], session.model_input) for part in parts}
+    probabilities = {part: tasks.probabilities(data.task, values) for part, values in logits.items()}
+    thresholds = choose_thresholds(data.task, data.val.labels, probabilities["val"])
+    scores = {
+        part: score(data.task, data.splits[part].labels, values, thresholds) for part, values in probabilities.items()
+    }
+    if "test" in parts and data.own_scores is not None:
+        scores["test"] |= data.own_scores(probabilities["test"])
+    return Evaluation(probabilities, thresholds, scores)
 
 
 def _finish(
@@ -233,26 +243,28 @@ def _finish(
 ) -> dict[str, Any]:
     """Score the last epoch, then the one to keep, and write what remains of the stage."""
     parts = ("val", "test") if stage.kind == "arm" else ("val",)
-    scored = {part: _score(accelerator, data, session, part) for part in parts}
-    last = {part: scores for part, (scores, _) in scored.items()}
+    kept = last = _evaluate(accelerator, data, session, parts)
     epoch = progress["epochs"]
     state = stage.folder / "state"
     if stage.keeps_best and progress["best_epoch"] < epoch:
         best = load_file(checkpoint_folder(state, epoch) / BEST)
         accelerator.unwrap_model(session.model).load_state_dict(best)
-        scored = {part: _score(accelerator, data, session, part) for part in parts}
+        kept = _evaluate(accelerator, data, session, parts)
         epoch = progress["best_epoch"]
+    part = parts[-1]
     result = {
         "epoch": epoch,
-        "kept": {part: scores for part, (scores, _) in scored.items()},
-        "last": last,
+        "kept": kept.scores,
+        "last": last.scores,
+        "per_class": per_class(data.task, data.splits[part].labels, kept.probabilities[part], kept.thresholds),
+        "thresholds": kept.thresholds and {name: values.tolist() for name, values in kept.thresholds.items()},
         "merges": _totals(progress["merges"]),
     }
     weights = accelerator.get_state_dict(session.model)
     if accelerator.is_main_process:
         write_curves(stage.folder, progress)
-        for part, (_, probabilities) in scored.items():
-            write_predictions(stage.folder, part, data.task, getattr(data, part), probabilities)
+        for part, probabilities in kept.probabilities.items():
+            write_predictions(stage.folder, part, data.task, data.splits[part], probabilities)
         write_result(stage.folder, weights, result)
         shutil.rmtree(state, ignore_errors=True)
     accelerator.wait_for_everyone()

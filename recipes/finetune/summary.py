@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.arms import BASELINE
 from finetune.files import write_csv, write_json
+from finetune.metrics import CALIBRATION
 from finetune.statistics import LEVEL, RESAMPLES, Bootstrap, holm, paired_t
 
 Results = dict[int, dict[str, dict[str, Any]]]
@@ -32,6 +33,7 @@ def summarise(task: str, results: Results, bootstrap: Bootstrap | None = None) -
         "seeds": seeds,
         **kept,
         "intervals": _intervals(seeds, bootstrap),
+        "per_class": {arm: _per_class([result[arm]["per_class"] for result in results.values()]) for arm in arms},
         "verdicts": [verdict(arm, reference, difference) for arm, reference, difference in compared],
         "last": _figures(results, arms, "last", None),
         "epochs": {arm: [results[seed][arm]["epoch"] for seed in seeds] for arm in arms},
@@ -105,6 +107,15 @@ def verdict(arm: str, reference: str, difference: dict[str, Any]) -> dict[str, s
     return {"arm": arm, "reference": reference, "outcome": outcome, "sentence": sentence}
 
 
+def _per_class(results: list[dict[str, dict[str, float | None]]]) -> dict[str, Any]:
+    """The figures of each class over seeds, from one result per seed."""
+    figures = {}
+    for name, metrics in results[0].items():
+        values = {metric: [result[name][metric] for result in results] for metric in metrics}
+        figures[name] = {metric: {**_mean_and_std(v), "values": v} for metric, v in values.items()}
+    return figures
+
+
 def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
     """Mean and standard deviation (n - 1) of the values that are defined."""
     defined = [value for value in values if value is not None]
@@ -144,8 +155,11 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 
 
 def table(summary: dict[str, Any]) -> str:
-    """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts."""
-    metrics = list(summary["arms"][BASELINE])
+    """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts.
+
+    Figures of calibration are left to summary.csv, for the table to fit a screen.
+    """
+    metrics = [metric for metric in summary["arms"][BASELINE] if metric not in CALIBRATION]
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):
@@ -157,7 +171,13 @@ def table(summary: dict[str, Any]) -> str:
             rows.append([f"{arm} - {BASELINE}", name, *cells])
     heading = f"Test figures over {seeds} seeds, mean ± standard deviation" if seeds > 1 else "Test figures, one seed"
     merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
-    return "\n".join([heading, _aligned(rows), *merges, "", *_verdict_lines(summary)])
+    return "\n".join([heading, _aligned(rows), *_left_out(summary), *merges, "", *_verdict_lines(summary)])
+
+
+def _left_out(summary: dict[str, Any]) -> list[str]:
+    """The classes that the macro means don't hold, named."""
+    names = [name for name, figures in summary["per_class"][BASELINE].items() if figures["auroc"]["mean"] is None]
+    return [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
 
 
 def _verdict_lines(summary: dict[str, Any]) -> list[str]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from finetune.data import Split
-from finetune.metrics import auroc_per_class, score
+from finetune.metrics import METRICS, choose_thresholds, per_class, score
 from finetune.results import read_predictions, write_predictions
-from finetune.summary import summarise
+from finetune.summary import summarise, table
 from finetune.tasks import Task
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 
 BINARY = Task("binary", ("no", "yes"))
 CLASSES = Task("multi-class", ("a", "b", "c"))
@@ -19,18 +19,29 @@ LABELS = Task("multi-label", ("a", "b", "c"))
 def test_binary_auroc_is_that_of_class_1() -> None:
     labels, positive = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])
     scores = score(BINARY, labels, np.stack([1 - positive, positive], axis=1))
-    assert scores == {"accuracy": 0.75, "balanced_accuracy": 0.75, "auroc": 0.75}
+    assert tuple(scores) == METRICS
+    assert (scores["accuracy"], scores["balanced_accuracy"], scores["auroc"]) == (0.75, 0.75, 0.75)
+    assert scores["auprc"] == average_precision_score(labels, positive)
+    assert scores["f1"] == pytest.approx(2 / 3)
 
 
 def test_class_without_cases_is_left_out_of_the_mean() -> None:
     rng = np.random.default_rng(0)
     labels, probabilities = rng.integers(0, 2, 40), rng.dirichlet(np.ones(3), 40)
-    per_class = auroc_per_class(CLASSES, labels, probabilities)
-    assert per_class["c"] is None
-    probabilities[:, 2] = 0
+    assert per_class(CLASSES, labels, probabilities)["c"] == {"auroc": None, "auprc": None, "f1": None}
     expected = np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in (0, 1)])
     assert score(CLASSES, labels, probabilities)["auroc"] == pytest.approx(expected)
-    assert score(CLASSES, np.zeros(40, int), probabilities)["auroc"] is None
+    one_class = score(CLASSES, np.zeros(40, int), probabilities)
+    assert one_class["auroc"] is one_class["auprc"] is one_class["f1"] is one_class["balanced_accuracy"] is None
+
+
+def test_class_without_cases_is_named() -> None:
+    figures = {"auroc": {"mean": 0.5, "std": None, "values": [0.5]}}
+    stage = {"epoch": 1, "kept": {"test": {"auroc": 0.5}}, "last": {"test": {"auroc": 0.5}}, "merges": {}}
+    stage["per_class"] = {"Mass": {"auroc": 0.5}, "Hernia": {"auroc": None}}
+    summary = summarise("multi-label", {0: {"baseline": stage, "inmerge": stage}})
+    assert summary["per_class"]["baseline"]["Mass"] == figures
+    assert "Left out of the means, with one label only on test: Hernia\n" in table(summary)
 
 
 def test_multi_label_scores_are_means_over_labels() -> None:
@@ -40,6 +51,49 @@ def test_multi_label_scores_are_means_over_labels() -> None:
     assert scores["accuracy"] == pytest.approx(np.mean([1, 1 / 3, 2 / 3]))
     assert scores["balanced_accuracy"] == pytest.approx(np.mean([1, 0.25]))
     assert scores["auroc"] == pytest.approx(np.mean([1, 0.5]))
+
+
+def test_macro_means_and_calibration_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 3, 200), rng.dirichlet(np.ones(3), 200)
+    scores, one_hot = score(CLASSES, labels, probabilities), np.eye(3)[labels]
+    assert scores["auprc"] == pytest.approx(average_precision_score(one_hot, probabilities))
+    assert scores["f1"] == pytest.approx(f1_score(labels, probabilities.argmax(1), average="macro"))
+    assert scores["log_loss"] == pytest.approx(log_loss(labels, probabilities))
+    assert scores["brier"] == pytest.approx(((probabilities - one_hot) ** 2).sum() / 200)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    gaps = [(confidence - right)[np.ceil(confidence * 15) == bin].sum() for bin in range(1, 16)]
+    assert scores["ece"] == pytest.approx(np.abs(gaps).sum() / 200, abs=1e-6)
+
+
+def test_calibration_of_labels_is_the_mean_over_labels() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 2, (200, 3)), rng.random((200, 3))
+    scores = score(LABELS, labels, probabilities)
+    alone = [score(BINARY, labels[:, k], np.stack([1 - p, p], 1)) for k, p in enumerate(probabilities.T)]
+    for metric in ("log_loss", "brier", "ece", "auprc"):
+        assert scores[metric] == pytest.approx(np.mean([figures[metric] for figures in alone]))
+
+
+def test_thresholds_are_the_best_on_validation_and_stay_on_test() -> None:
+    """No other threshold does better where they are chosen; labels with one value alone get 0.5; classes have none."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((80, 3)) < [0.1, 0.4, 0]).astype(int)
+    probabilities = np.clip(0.1 * labels + 0.2 * rng.random((80, 3)), 0, 1)
+    thresholds = choose_thresholds(LABELS, labels, probabilities)
+    assert thresholds["f1"][2] == thresholds["balanced_accuracy"][2] == 0.5
+    chosen = score(LABELS, labels, probabilities, thresholds)
+    for metric in ("f1", "balanced_accuracy"):
+        others = [
+            score(LABELS, labels, probabilities, {**thresholds, metric: np.full(3, cut)})
+            for cut in np.unique(probabilities)[::6]
+        ]
+        assert chosen[metric] >= max(figures[metric] for figures in others) - 1e-12
+    assert chosen["accuracy"] == score(LABELS, labels, probabilities)["accuracy"]
+    assert score(LABELS, labels, probabilities / 2, thresholds)["f1"] < chosen["f1"]
+    inverted = choose_thresholds(LABELS, labels, 1 - probabilities)
+    assert all(np.isfinite(values).all() for values in inverted.values())
+    assert choose_thresholds(CLASSES, labels[:, 0], probabilities) is None
 
 
 @pytest.mark.parametrize("task", [BINARY, CLASSES, LABELS], ids=lambda task: task.kind)
@@ -61,7 +115,8 @@ def test_summary_pairs_the_seeds_and_writes_null_for_what_is_undefined() -> None
     def result(auroc: float | None, merged: int = 0) -> dict:
         scores = {"test": {"auroc": auroc}}
         merges = {"conv": {"drawn": 10, "merged": merged}} if merged else {}
-        return {"epoch": 1, "kept": scores, "last": scores, "merges": merges}
+        per_class = {"yes": {"auroc": auroc}}
+        return {"epoch": 1, "kept": scores, "last": scores, "per_class": per_class, "merges": merges}
 
     results = {
         3: {"baseline": result(0.5), "inmerge": result(0.75, 2)},
@@ -72,4 +127,5 @@ def test_summary_pairs_the_seeds_and_writes_null_for_what_is_undefined() -> None
     assert summary["arms"]["baseline"]["auroc"] == {"mean": 0.5, "std": 0.0, "values": [0.5, 0.5]}
     assert summary["arms"]["inmerge"]["auroc"] == {"mean": 0.75, "std": None, "values": [0.75, None]}
     assert summary["differences"]["inmerge"]["auroc"]["values"] == [0.25, None]
+    assert summary["per_class"]["inmerge"]["yes"]["auroc"] == summary["arms"]["inmerge"]["auroc"]
     assert summary["merges"] == {"inmerge": {"conv": {"drawn": 20, "merged": 4}}}

@@ -29,7 +29,10 @@ def results_of(aurocs: dict[str, list[float | None]]) -> dict:
     seeds = len(next(iter(aurocs.values())))
     scores = {(seed, arm): {"test": {"auroc": values[seed]}} for arm, values in aurocs.items() for seed in range(seeds)}
     return {
-        seed: {arm: {"epoch": 1, "kept": scores[seed, arm], "last": scores[seed, arm], "merges": {}} for arm in aurocs}
+        seed: {
+            arm: {"epoch": 1, "kept": scores[seed, arm], "last": scores[seed, arm], "per_class": {}, "merges": {}}
+            for arm in aurocs
+        }
         for seed in range(seeds)
     }
 
