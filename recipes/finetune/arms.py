@@ -26,11 +26,14 @@ class Arm:
 ARMS = {
     BASELINE: Arm(),
     "inmerge": Arm(criterion="similar"),
+    "random-pairs": Arm(criterion="any"),
+    "dissimilar": Arm(criterion="dissimilar"),
 }
 
 
-def check_arms(names: tuple[str, ...]) -> None:
-    """Refuse unknown and repeated arms, and a comparison that has no baseline."""
+def check_arms(options: Options) -> None:
+    """Refuse unknown and repeated arms, a comparison that has no baseline, and options that none of the arms needs."""
+    names = options.arms
     for name in names:
         if name not in ARMS:
             hint = near_names(name, ARMS) or f": choose from {', '.join(ARMS)}"
@@ -39,6 +42,10 @@ def check_arms(names: tuple[str, ...]) -> None:
         raise InputError(f"--arms {' '.join(names)} names an arm twice")
     if BASELINE not in names:
         raise InputError(f"--arms must hold {BASELINE}, which the others are compared with")
+    if options.cooldown_epochs and not any(ARMS[name].criterion for name in names):
+        raise InputError(
+            f"--cooldown-epochs has no effect on --arms {' '.join(names)}, which don't merge: leave it out"
+        )
 
 
 def wrap_optimizer(arm: Arm, optimizer: Optimizer, model: nn.Module, options: Options, seed: int) -> Optimizer:

@@ -72,6 +72,8 @@ class Options:
     """Weight of the kernel itself in a merge."""
     similarity_threshold: float = 0.3
     """Cosine above which a pair is merged."""
+    cooldown_epochs: int = 0
+    """Epochs at the end of the merging arms that merge nothing."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """None: what the launcher says."""
     workers: int = 0
@@ -135,6 +137,7 @@ def _as_words(flag: str, value: Any) -> list[str]:
 def check_options(options: Options) -> None:
     """Refuse values out of range and options that contradict each other or would have no effect."""
     at_least = {"epochs": 0, "inmerge_epochs": 0, "batch_size": 1, "grad_accum_steps": 1, "workers": 0}
+    at_least |= {"cooldown_epochs": 0}
     at_least |= {"warmup_epochs": 0, "lr": 0, "momentum": 0, "weight_decay": 0, "split_seed": 0}
     for name, lowest in at_least.items():
         if not getattr(options, name) >= lowest:
@@ -154,6 +157,11 @@ def check_options(options: Options) -> None:
         raise InputError(f"--decay-milestones has no effect with --sched {options.sched}: use --sched multistep")
     if options.sched == "multistep" and not options.decay_milestones:
         raise InputError("--sched multistep needs --decay-milestones, the epochs after which the rate falls")
+    if options.cooldown_epochs and options.cooldown_epochs >= options.inmerge_epochs:
+        raise InputError(
+            f"--cooldown-epochs {options.cooldown_epochs} leaves no epoch that merges: choose fewer than "
+            f"--inmerge-epochs {options.inmerge_epochs}"
+        )
     if options.warmup_epochs > options.epochs:
         raise InputError(f"--warmup-epochs {options.warmup_epochs} is longer than --epochs {options.epochs}")
 

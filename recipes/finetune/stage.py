@@ -180,6 +180,9 @@ def _run_epoch(
     session.schedule.step(epoch)
     session.loaders["train"].set_epoch(epoch)
     lr = session.optimizer.param_groups[0]["lr"]
+    if session.merging:
+        cooldown = epoch >= stage.epochs - options.cooldown_epochs
+        session.merging.merge_prob = 0 if cooldown else options.merge_prob
     counts_before = session.merging.merge_counts() if session.merging else {}
     loss = train_epoch(
         accelerator,

@@ -34,7 +34,7 @@ def run_trial(options: Options, load_data: Callable[[], ImageData], name: str, m
             the others' waiting would time out.
     """
     check_model_name(options.model)
-    check_arms(options.arms)
+    check_arms(options)
     accelerator = _accelerator(options)
     per_process = _images_per_pass(options, accelerator.num_processes)
     run = options.output or Path("runs") / name

@@ -71,6 +71,8 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--decay-milestones", "3"], "has no effect with --sched constant"),
         (["--sched", "multistep"], "needs --decay-milestones"),
         (["--warmup-epochs", "11"], "longer than --epochs 10"),
+        (["--cooldown-epochs", "5"], "--cooldown-epochs 5 leaves no epoch that merges"),
+        (["--cooldown-epochs", "1", "--arms", "baseline"], "--cooldown-epochs has no effect on --arms baseline"),
         (["--source-size", "64"], "no effect on digits"),
         (["--config", "absent.yaml"], "--config absent.yaml can't be read"),
     ],
