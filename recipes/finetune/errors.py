@@ -17,8 +17,11 @@ def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
 
 
 def is_main_process() -> bool:
-    """Whether this process speaks for all; asked of the launcher, so that it works before any process group exists."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this process speaks for all of its machine; asked of the launcher, as no process group may exist yet.
+
+    One process per machine speaks, so that an error of one machine alone (a missing file, a full disk) is told.
+    """
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def exit_on_input_error(run: Callable[[], None]) -> None:

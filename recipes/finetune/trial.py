@@ -80,6 +80,8 @@ def _accelerator(options: Options) -> Accelerator:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         accelerator = Accelerator(
+            # Without this accelerate takes the processes of torchrun on the CPU for so many runs of their own.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=options.mixed_precision,
             gradient_accumulation_steps=options.grad_accum_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
@@ -87,6 +89,12 @@ def _accelerator(options: Options) -> Accelerator:
     except ValueError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"--mixed-precision {options.mixed_precision} is not possible here ({reason})") from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:
+        raise InputError(
+            f"the launcher started {launched} processes, and accelerate joined {accelerator.num_processes}: on the CPU "
+            "launch with torchrun, elsewhere see that each process has a device"
+        )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # accelerate would train in float32 without a word
         raise InputError("--mixed-precision fp16 is not possible on the CPU: choose bf16 or no")
