@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
+from finetune.averages import Average
 from finetune.errors import InputError, near_names
 from finetune.options import Options
 from inmerge_optim import InMergeOptimizer
@@ -18,9 +19,11 @@ class Arm:
 
     Attributes:
         criterion: which pairs are merged after each step; None: nothing is merged.
+        average: the average of weights over training that is evaluated and kept; None: the weights as trained.
     """
 
     criterion: str | None = None
+    average: Average | None = None
 
 
 ARMS = {
@@ -28,6 +31,8 @@ ARMS = {
     "inmerge": Arm(criterion="similar"),
     "random-pairs": Arm(criterion="any"),
     "dissimilar": Arm(criterion="dissimilar"),
+    "ema": Arm(average="ema"),
+    "swa": Arm(average="swa"),
 }
 
 

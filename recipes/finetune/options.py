@@ -74,6 +74,8 @@ class Options:
     """Cosine above which a pair is merged."""
     cooldown_epochs: int = 0
     """Epochs at the end of the merging arms that merge nothing."""
+    recalibrate_bn: bool = False
+    """Estimate batch norm's statistics anew on the training images before each evaluation, in all arms alike."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """None: what the launcher says."""
     workers: int = 0

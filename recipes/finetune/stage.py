@@ -1,9 +1,11 @@
 """One stage of the trial: the backbone, or one arm, for one seed."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,12 +14,15 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
 from finetune import tasks
 from finetune.arms import ARMS, BASELINE, wrap_optimizer
+from finetune.averages import create_average, recalibrate_batch_norm
 from finetune.batches import (
     channel_statistics,
     crop,
@@ -80,13 +85,16 @@ def arm_stage(options: Options, run: Path, seed: int, arm: str) -> Stage:
 
 @dataclass(frozen=True)
 class Session:
-    """What accelerate has prepared for a stage. `merging` is the unprepared optimizer, if it merges."""
+    """What accelerate has prepared for a stage. `merging` is the unprepared optimizer, if it merges; `average` holds
+    the weights to evaluate, where these are an average.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     schedule: Scheduler
     loaders: dict[str, DataLoader]
     merging: InMergeOptimizer | None
+    average: ModelEmaV3 | AveragedModel | None
     model_input: Callable[..., torch.Tensor]
 
 
@@ -101,9 +109,8 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
         progress = {"epochs": 0, "metrics": [], "merges": [], "best_epoch": 0, "best_auroc": None}
     while progress["epochs"] < stage.epochs:
         progress, new_best = _run_epoch(accelerator, options, data, stage, session, progress)
-        best_weights = accelerator.get_state_dict(session.model) if new_best and stage.keeps_best else None
-        save_checkpoint(accelerator, stage.folder / "state", progress, best_weights)
-    result = _finish(accelerator, data, stage, session, progress)
+        save_checkpoint(accelerator, stage.folder / "state", progress, new_best)
+    result = _finish(accelerator, options, data, stage, session, progress)
     accelerator.free_memory()
     return result
 
@@ -131,10 +138,15 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     )
     val = eval_loader(data.val, batch_size=batch_size, **loading)
     test = eval_loader(data.test, batch_size=batch_size, **loading)
+    kind = ARMS[stage.arm].average
+    average = create_average(kind, model) if kind else None
     model, optimizer, train, val, test = accelerator.prepare(model, optimizer, train, val, test)
+    if average is not None:
+        average = accelerator.prepare_model(average, evaluation_mode=True)  # part of the checkpoints, but not trained
     mean, std = (values.to(accelerator.device) for values in channel_statistics(config, options.in_chans))
     loaders = {"train": train, "val": val, "test": test}
-    return Session(model, optimizer, schedule, loaders, merging, partial(_input_of, mean=mean, std=std, size=data.size))
+    as_input = partial(_input_of, mean=mean, std=std, size=data.size)
+    return Session(model, optimizer, schedule, loaders, merging, average, as_input)
 
 
 def _input_of(
@@ -170,8 +182,8 @@ def _run_epoch(
     stage: Stage,
     session: Session,
     progress: dict[str, Any],
-) -> tuple[dict[str, Any], bool]:
-    """Train and validate one epoch; the progress after it, and whether it is the best so far.
+) -> tuple[dict[str, Any], dict[str, torch.Tensor] | None]:
+    """Train and validate one epoch; the progress after it, and its evaluated weights if they are to be kept as best.
 
     All random numbers are keyed by the epoch, so that it does not matter what ran before in this process.
     """
@@ -193,15 +205,23 @@ def _run_epoch(
         partial(tasks.loss, data.task),
         options.clip_grad,
         f"{stage.title} epoch {epoch + 1}/{stage.epochs}",
+        _ema_update(accelerator, session, epoch),
     )
-    scores = _evaluate(accelerator, data, session, ("val",)).scores["val"]
+    if isinstance(session.average, AveragedModel):
+        session.average.update_parameters(accelerator.unwrap_model(session.model))
+    with _trained_weights_put_back(accelerator, options, session):
+        _use_evaluated_weights(accelerator, options, stage, session)
+        scores = _evaluate(accelerator, data, session, ("val",)).scores["val"]
+        new_best = epoch == 0 or (scores["auroc"] or 0) > (progress["best_auroc"] or 0)
+        weights = None
+        if new_best and stage.keeps_best:
+            weights = {name: value.clone() for name, value in accelerator.get_state_dict(session.model).items()}
     counts = session.merging.merge_counts() if session.merging else {}
     merges = [
         [epoch + 1, layer, *(count[key] - counts_before[layer][key] for key in ("drawn", "merged"))]
         for layer, count in counts.items()
     ]
     accelerator.print(f"{stage.title} epoch {epoch + 1}/{stage.epochs}: {_line(loss, scores)}")
-    new_best = epoch == 0 or (scores["auroc"] or 0) > (progress["best_auroc"] or 0)
     after = {
         "epochs": epoch + 1,
         "metrics": [*progress["metrics"], [epoch + 1, lr, loss, *(scores[name] for name in METRICS)]],
@@ -211,7 +231,40 @@ def _run_epoch(
     }
     if accelerator.is_main_process:
         write_curves(stage.folder, after)
-    return after, new_best
+    return after, weights
+
+
+def _ema_update(accelerator: Accelerator, session: Session, epoch: int) -> Callable[[], None] | None:
+    """What follows each step of an arm that keeps a moving average; its decay grows with the steps of the stage."""
+    if not isinstance(session.average, ModelEmaV3):
+        return None
+    model = accelerator.unwrap_model(session.model)
+    steps = count(1 + epoch * (len(session.loaders["train"]) // accelerator.gradient_accumulation_steps))
+    return lambda: session.average.update(model, step=next(steps))
+
+
+@contextmanager
+def _trained_weights_put_back(accelerator: Accelerator, options: Options, session: Session) -> Iterator[None]:
+    """Training goes on from its own weights and statistics, whatever was evaluated meanwhile."""
+    if session.average is None and not options.recalibrate_bn:
+        yield
+        return
+    model = accelerator.unwrap_model(session.model)
+    trained = {name: value.clone() for name, value in model.state_dict().items()}
+    yield
+    model.load_state_dict(trained)
+
+
+def _use_evaluated_weights(accelerator: Accelerator, options: Options, stage: Stage, session: Session) -> None:
+    """Put into the model what is evaluated and kept: the average, and batch norm statistics that fit the weights."""
+    model = accelerator.unwrap_model(session.model)
+    if session.average is not None:
+        model.load_state_dict(session.average.module.state_dict())
+    if options.recalibrate_bn:
+        seed_globals(stage.seed, "batch norm", 0, accelerator.process_index)  # dropout ahead of a batch norm draws
+        session.loaders["train"].set_epoch(0)
+        inputs = (session.model_input(batch) for batch in session.loaders["train"])
+        recalibrate_batch_norm(accelerator, model, inputs)
 
 
 def _line(loss: float, scores: dict[str, float | None]) -> str:
@@ -242,10 +295,16 @@ def _evaluate(accelerator: Accelerator, data: ImageData, session: Session, parts
 
 
 def _finish(
-    accelerator: Accelerator, data: ImageData, stage: Stage, session: Session, progress: dict[str, Any]
+    accelerator: Accelerator,
+    options: Options,
+    data: ImageData,
+    stage: Stage,
+    session: Session,
+    progress: dict[str, Any],
 ) -> dict[str, Any]:
     """Score the last epoch, then the one to keep, and write what remains of the stage."""
     parts = ("val", "test") if stage.kind == "arm" else ("val",)
+    _use_evaluated_weights(accelerator, options, stage, session)
     kept = last = _evaluate(accelerator, data, session, parts)
     epoch = progress["epochs"]
     state = stage.folder / "state"

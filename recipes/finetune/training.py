@@ -25,8 +25,12 @@ def train_epoch(
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     clip_grad: float | None,
     title: str,
+    after_step: Callable[[], None] | None = None,
 ) -> float:
-    """Train on one pass of the loader and return the mean loss over batches and processes."""
+    """Train on one pass of the loader and return the mean loss over batches and processes.
+
+    `after_step` is called after each step of the optimizer.
+    """
     model.train()
     total = torch.zeros((), device=accelerator.device)
     for batch in tqdm(loader, desc=title, leave=False, disable=not sys.stderr.isatty()):
@@ -37,6 +41,8 @@ def train_epoch(
                 accelerator.clip_grad_norm_(model.parameters(), clip_grad)
             optimizer.step()
             optimizer.zero_grad()
+            if after_step is not None and accelerator.sync_gradients:
+                after_step()
         total += batch_loss.detach()
     mean = accelerator.reduce(total, reduction="mean").item() / len(loader)
     if not math.isfinite(mean):

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 
 from finetune.arms import ARMS, check_arms, wrap_optimizer
+from finetune.averages import has_batch_norm
 from finetune.data import ImageData
 from finetune.errors import InputError
 from finetune.models import check_forward, check_model_name, create_model
@@ -126,4 +127,6 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
     for arm in options.arms:
         wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+    if options.recalibrate_bn and not has_batch_norm(model):
+        raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
     check_forward(model, options, data, per_process)

@@ -73,6 +73,10 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--warmup-epochs", "11"], "longer than --epochs 10"),
         (["--cooldown-epochs", "5"], "--cooldown-epochs 5 leaves no epoch that merges"),
         (["--cooldown-epochs", "1", "--arms", "baseline"], "--cooldown-epochs has no effect on --arms baseline"),
+        (
+            ["--recalibrate-bn", "--model", "test_vit", "--arms", "baseline"],
+            "--recalibrate-bn has no effect on test_vit",
+        ),
         (["--source-size", "64"], "no effect on digits"),
         (["--config", "absent.yaml"], "--config absent.yaml can't be read"),
     ],

@@ -9,6 +9,8 @@ from pathlib import Path
 import finetune.stage
 import pytest
 import torch
+from accelerate import Accelerator
+from finetune.averages import recalibrate_batch_norm
 from safetensors.torch import load_file
 from small_runs import assert_same, run_digits
 
@@ -83,3 +85,48 @@ def test_stopped_controls_go_on_to_the_same_files(
     """Stopped between the merging epoch of random-pairs and its cooldown."""
     run_stopped(monkeypatch, tmp_path / "run", 7, *CONTROLS, "--similarity-threshold", "0.05")
     assert_same(tmp_path / "run", controls)
+
+
+AVERAGES = [*QUICK, "--arms", "baseline", "inmerge", "ema", "swa", "--merge-prob", "0", "--recalibrate-bn"]
+
+
+@pytest.fixture(scope="module")
+def averages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return run_digits(tmp_path_factory.mktemp("averages") / "run", *AVERAGES)
+
+
+def test_averages_differ_from_what_they_average(averages: Path) -> None:
+    """But an arm that does nothing equals the baseline, statistics of batch norm included."""
+    arms = ("baseline", "inmerge", "ema", "swa")
+    files = {arm: (averages / f"seed_0/{arm}/model.safetensors").read_bytes() for arm in arms}
+    assert files["baseline"] == files["inmerge"]
+    assert len(set(files.values())) == 3
+
+
+def test_stopped_averages_go_on_to_the_same_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, averages: Path
+) -> None:
+    """Stopped between the two epochs of ema, and then of swa."""
+    run_stopped(monkeypatch, tmp_path / "ema", 7, *AVERAGES)
+    assert_same(tmp_path / "ema", averages)
+    run_stopped(monkeypatch, tmp_path / "swa", 9, *AVERAGES)
+    assert_same(tmp_path / "swa", averages)
+
+
+def test_averaging_leaves_training_as_it_is(averages: Path) -> None:
+    """The loss of every epoch is the baseline's: what is evaluated has no influence on what is trained."""
+
+    def losses(arm: str) -> list[str]:
+        with (averages / f"seed_0/{arm}/metrics.csv").open() as file:
+            return [row["train_loss"] for row in csv.DictReader(file)]
+
+    assert losses("ema") == losses("swa") == losses("baseline")
+
+
+def test_recalibrated_statistics_are_those_of_the_training_images() -> None:
+    """The running mean becomes the mean over all inputs, and training's own momentum is kept."""
+    model, inputs = torch.nn.BatchNorm2d(3), torch.randn(6, 4, 3, 5, 5) + 2
+    recalibrate_batch_norm(Accelerator(cpu=True), model, inputs)
+    torch.testing.assert_close(model.running_mean, inputs.mean(dim=(0, 1, 3, 4)))
+    assert model.momentum == 0.1
