@@ -78,6 +78,8 @@ class Options:
     """Estimate batch norm's statistics anew on the training images before each evaluation, in all arms alike."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
     """None: what the launcher says."""
+    channels_last: bool = False
+    """Keep images and weights with their channels last in memory, which many devices compute faster."""
     workers: int = 0
     """Worker processes that load batches."""
     output: Path | None = None

@@ -120,6 +120,8 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     model = create_model(options, data, pretrained=options.pretrained and stage.start is None)
     if stage.start is not None:
         model.load_state_dict(load_file(stage.start))
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format)
     config = model.pretrained_cfg
     optimizer = create_optimizer(options, model, stage.lr)
     optimizer = wrap_optimizer(ARMS[stage.arm], optimizer, model, options, stage.seed)
@@ -145,7 +147,7 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
         average = accelerator.prepare_model(average, evaluation_mode=True)  # part of the checkpoints, but not trained
     mean, std = (values.to(accelerator.device) for values in channel_statistics(config, options.in_chans))
     loaders = {"train": train, "val": val, "test": test}
-    as_input = partial(_input_of, mean=mean, std=std, size=data.size)
+    as_input = partial(_input_of, mean=mean, std=std, size=data.size, memory_format=memory_format)
     return Session(model, optimizer, schedule, loaders, merging, average, as_input)
 
 
@@ -154,12 +156,14 @@ def _input_of(
     mean: torch.Tensor,
     std: torch.Tensor,
     size: int,
+    memory_format: torch.memory_format,
     corners: torch.Tensor | None = None,
     flips: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows = batch["rows"]
     images = crop(batch["images"], size, None if corners is None else corners[rows])
-    return model_input(images, mean, std, None if flips is None else flips[rows])
+    inputs = model_input(images, mean, std, None if flips is None else flips[rows])
+    return inputs.contiguous(memory_format=memory_format)
 
 
 def _views(
