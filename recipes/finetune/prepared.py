@@ -8,10 +8,13 @@ releases when its holder dies.
 
 import hashlib
 import io
+import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -128,10 +131,23 @@ class _GreySquares(Dataset):
         return None if encoded is None else grey_square(encoded, self.side)
 
 
+def _end_with_parent(worker: int) -> None:
+    """End this worker when its parent is killed; left to itself it waits for ever for someone to read its batches."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _write(files: dict[Path, range], source: ImageSource, side: int, workers: int) -> None:
     """Write the files one after the other, from batches that the workers decode in order."""
     batches = [rows[start : start + _BATCH] for rows in files.values() for start in range(0, len(rows), _BATCH)]
-    decoded = iter(DataLoader(_GreySquares(source, side), batch_sampler=batches, num_workers=workers, collate_fn=list))
+    squares = _GreySquares(source, side)
+    loading = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
+    decoded = iter(DataLoader(squares, batch_sampler=batches, **loading))
     count = sum(map(len, files.values()))
     print(f"Preparing {count:,} images of {side} x {side} in {next(iter(files)).parent}", file=sys.stderr)
     with tqdm(total=count, unit=" images", disable=None) as bar:

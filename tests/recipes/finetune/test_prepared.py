@@ -12,6 +12,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import psutil
 import pytest
 from finetune import prepared
 from finetune.errors import InputError, exit_on_input_error
@@ -182,7 +183,10 @@ def test_a_damaged_file_is_told(tree: Path, tmp_path: Path, small_files: None) -
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_several_moments_it_goes_on(tmp_path: Path, small_files: None, workers: int) -> None:
-    """The same command, killed when it has begun its first, third and sixth file, ends with the same bytes."""
+    """The same command, killed when it has begun its first, third and sixth file, ends with the same bytes.
+
+    No worker outlives the killed process.
+    """
     tree = make_tree(tmp_path / "tree", patients=60, side=300)
     finish(start(tree, tmp_path / "whole", workers))
     whole, folder = content(tmp_path / "whole"), tmp_path / "killed"
@@ -191,8 +195,10 @@ def test_killed_at_several_moments_it_goes_on(tmp_path: Path, small_files: None,
         process = start(tree, folder, workers)
         while process.is_alive() and len(list(folder.glob("*.arrow*"))) < moment:
             time.sleep(0.001)
+        workers_of = psutil.Process(process.pid).children()
         process.kill()
         process.join()
+        assert not psutil.wait_procs(workers_of, timeout=20)[1]
         files = {path.name: path.read_bytes() for path in folder.glob("*.arrow")}
         assert len(files) < len(whole)
         assert files.items() <= whole.items()
