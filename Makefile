@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/python recipes/medmnist2d.py --config recipes/configs/demo.yaml --output runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -28,3 +28,11 @@ def shared_file():
         return path
 
     return find
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print where runs were killed, which belongs into the log of the tests."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "kills" and report.when == "call":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")

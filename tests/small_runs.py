@@ -26,3 +26,15 @@ def run_digits(output: Path, *arguments: object) -> Path:
     """A quick run on digits with a small model; the run folder."""
     run_recipe("--dataset", "digits", *QUICK, "--output", output, *arguments)
     return output
+
+
+def content_of(run: Path) -> dict[str, bytes]:
+    """Every file but the configuration, which names the folder."""
+    files = (path for path in run.rglob("*") if path.is_file() and path.name != "config.yaml")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def assert_same(run: Path, reference: Path) -> None:
+    found, expected = content_of(run), content_of(reference)
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []

@@ -24,10 +24,14 @@ _GRACE = 30
 
 
 def torchrun(script: str, *arguments: str, processes: int, nodes: int = 1) -> str:
-    """Run a script of this folder in processes of so many nodes, all on the loopback address; return its output."""
+    """Run a script in processes of so many nodes, all on the loopback address; return its output.
+
+    Args:
+        script: its path, absolute or from this folder.
+    """
     where = ["--standalone"] if nodes == 1 else ["--master-addr=127.0.0.1", f"--master-port={_free_port()}"]
     agent = [sys.executable, "-m", "torch.distributed.run", *where, f"--nnodes={nodes}"]
-    task = [f"--nproc-per-node={processes}", str(Path(__file__).with_name(script)), *arguments]
+    task = [f"--nproc-per-node={processes}", str(Path(__file__).parent / script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryFile("w+") as output:
         agents = [

@@ -20,7 +20,7 @@ COMMON += ["--batch-size", "400"]
 
 def run_two_processes(*arguments: object, check: bool = True) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(RECIPE)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [*command, *COMMON, *map(str, arguments)], env=environment, check=check, capture_output=True, text=True
     )

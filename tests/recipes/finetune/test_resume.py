@@ -19,25 +19,13 @@ import finetune.stage
 import pytest
 import torch
 from finetune.checkpoints import CheckpointWarning
-from small_runs import run_digits
+from small_runs import assert_same, run_digits
 
 SETTINGS = ["--batch-size", "400", "--similarity-threshold", "-0.5", "--hflip", "0.5"]
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the recipes may catch it."""
-
-
-def content_of(run: Path) -> dict[str, bytes]:
-    """Every file but the configuration, which names the folder."""
-    files = (path for path in run.rglob("*") if path.is_file() and path.name != "config.yaml")
-    return {str(path.relative_to(run)): path.read_bytes() for path in files}
-
-
-def assert_same(run: Path, reference: Path) -> None:
-    found, expected = content_of(run), content_of(reference)
-    assert found.keys() == expected.keys()
-    assert [name for name in found if found[name] != expected[name]] == []
 
 
 @pytest.fixture(scope="module")
