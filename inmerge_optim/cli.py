@@ -8,6 +8,7 @@ import difflib
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -211,6 +212,7 @@ def _timm_model(options: argparse.Namespace) -> nn.Module:
         raise InputError(f"timm's {name} has no weights {tag!r}, but {', '.join(tags) or 'none'}")
     if options.pretrained and not tags:
         raise InputError(f"timm has no pretrained weights for {name}: give a file with --checkpoint")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, which end in the sentence below
     kwargs = {} if options.num_classes is None else {"num_classes": options.num_classes}
     try:
         model: nn.Module = timm.create_model(options.model, pretrained=options.pretrained, **kwargs)
@@ -294,7 +296,7 @@ def _load(model: nn.Module, path: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _write(path: Path, content: Callable[[], bytes]) -> None:
