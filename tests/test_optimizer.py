@@ -305,6 +305,7 @@ def test_no_warning_where_kernels_merge():
         for _ in range(5):
             model(torch.randn(1, 1, 6, 6)).square().sum().backward()
             optimizer.step()
+    assert optimizer.merge_counts()["1"]["merged"] > 10_000
 
 
 def test_merge_kernels_is_one_step_of_the_wrapper():
