@@ -13,17 +13,21 @@ import threading
 
 import medmnist2d
 
-module, function, call, seconds, *arguments = sys.argv[1:]
-target = importlib.import_module(f"finetune.{module}")
-real, calls = getattr(target, function), []
+def kill_after(module: str, function: str, call: int, seconds: float) -> None:
+    """Let the recipe's function run on, and this process die `seconds` after its `call`-th call began."""
+    target = importlib.import_module(f"finetune.{module}")
+    real, calls = getattr(target, function), []
+
+    def counted(*args: object, **kwargs: object) -> object:
+        calls.append(None)
+        if len(calls) == call:
+            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return real(*args, **kwargs)
+
+    setattr(target, function, counted)
 
 
-def counted(*args: object, **kwargs: object) -> object:
-    calls.append(None)
-    if len(calls) == int(call):
-        threading.Timer(float(seconds), os.kill, (os.getpid(), signal.SIGKILL)).start()
-    return real(*args, **kwargs)
-
-
-setattr(target, function, counted)
-medmnist2d.main(arguments)
+if __name__ == "__main__":
+    module, function, call, seconds, *arguments = sys.argv[1:]
+    kill_after(module, function, int(call), float(seconds))
+    medmnist2d.main(arguments)
