@@ -29,12 +29,14 @@ class Split:
         labels: class indices, int64 (N,), or 0 and 1, int64 (N, labels).
         cases: what names each image in the predictions, unique within the split.
         patients: whose image each case is, where that is known.
+        subgroups: per property of the cases, such as sex, the value that each has, None where that is not known.
     """
 
     images: Images
     labels: np.ndarray
     cases: list[str]
     patients: list[str] | None = None
+    subgroups: dict[str, list[str | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,10 +3,12 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.utils import InitProcessGroupKwargs
 
 from finetune.arms import ARMS, check_arms, wrap_optimizer
 from finetune.averages import has_batch_norm
@@ -18,12 +20,24 @@ from finetune.options import Options
 from finetune.randomness import seed_globals
 from finetune.results import read_predictions
 from finetune.run_folder import check_run_folder, check_same_data, launch_of, write_settings
+from finetune.sections import Section, write_sections
 from finetune.stage import arm_stage, backbone_stage, run_stage
 from finetune.statistics import Bootstrap, bootstrap
 from finetune.summary import read_summary, summarise, table, write_summary
 
+AddSections = Callable[[Path, Options, ImageData], list[Section]]
+# The main process alone scores and pictures the finished arms, while the others wait.
+_LONGEST_WAIT = timedelta(hours=3)
 
-def run_trial(options: Options, load_data: Callable[[], ImageData], name: str, main_first: bool = True) -> None:
+
+def run_trial(
+    options: Options,
+    load_data: Callable[[], ImageData],
+    name: str,
+    *,
+    main_first: bool = True,
+    add_sections: AddSections | None = None,
+) -> None:
     """Run the trial, or what is left of it, and print its table.
 
     Everything that can be wrong with the input is checked before anything is written.
@@ -33,6 +47,8 @@ def run_trial(options: Options, load_data: Callable[[], ImageData], name: str, m
         name: the default name of the run folder.
         main_first: let the main process load first, so that it alone downloads. Not for loading that takes long, where
             the others' waiting would time out.
+        add_sections: what the recipe has to tell beyond the trial's own figures, from the finished arms in the run
+            folder; the main process calls it.
     """
     check_model_name(options.model)
     check_arms(options)
@@ -58,6 +74,8 @@ def run_trial(options: Options, load_data: Callable[[], ImageData], name: str, m
             results[seed] = {arm: run_stage(accelerator, options, data, stage) for arm, stage in stages.items()}
         if accelerator.is_main_process:
             summary = summarise(data.task.kind, results, _resampled_test(run, options, data))
+            if add_sections:
+                write_sections(run, add_sections(run, options, data))
             write_summary(run, summary)
     if accelerator.is_main_process:
         print(f"\n{table(summary)}\n\nRun folder: {run}")
@@ -86,6 +104,7 @@ def _accelerator(options: Options) -> Accelerator:
             mixed_precision=options.mixed_precision,
             gradient_accumulation_steps=options.grad_accum_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
     except ValueError as error:
         reason = str(error).splitlines()[0]

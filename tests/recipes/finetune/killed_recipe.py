@@ -13,6 +13,7 @@ import threading
 
 import medmnist2d
 
+
 def kill_after(module: str, function: str, call: int, seconds: float) -> None:
     """Let the recipe's function run on, and this process die `seconds` after its `call`-th call began."""
     target = importlib.import_module(f"finetune.{module}")
