@@ -41,8 +41,11 @@ def _run(argv: list[str] | None) -> None:
     if options.dataset == "digits":
         if options.source_size != 28 or options.data_dir or options.allow_modified:
             raise InputError("--source-size, --data-dir and --allow-modified have no effect on digits: leave them out")
-    elif options.split_seed:
-        raise InputError(f"--split-seed has no effect on {options.dataset}, which has official splits: leave it out")
+    elif options.split_seed and options.limit_train is None:
+        raise InputError(
+            f"--split-seed has no effect on {options.dataset}, which has official splits, without --limit-train: leave "
+            "it out"
+        )
     run_trial(options, lambda: _load(options), f"{options.dataset}-{options.model}")
 
 

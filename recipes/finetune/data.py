@@ -41,6 +41,21 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def limited(self, cases: int, seed: int) -> "Split":
+        """So many of the cases, drawn at random, in their order, with their images in memory."""
+        rows = sorted(np.random.default_rng(seed).choice(len(self), cases, replace=False).tolist())
+
+        def of(column: list[Any]) -> list[Any]:
+            return [column[row] for row in rows]
+
+        return Split(
+            images=self.images[rows],
+            labels=self.labels[rows],
+            cases=of(self.cases),
+            patients=self.patients and of(self.patients),
+            subgroups={name: of(values) for name, values in self.subgroups.items()},
+        )
+
 
 @dataclass(frozen=True)
 class ImageData:

@@ -47,6 +47,14 @@ def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Modu
         ) from error
 
 
+def use_grad_checkpointing(model: nn.Module, name: str) -> None:
+    """Let the model compute its activations again in the backward pass."""
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise InputError(f"--grad-checkpointing: timm's {name} can't do it: leave it out") from error
+
+
 def check_checkpoint(options: Options) -> None:
     """Compare keys and shapes outside the classifier: timm alone loads another architecture's file without a word."""
     path = options.checkpoint

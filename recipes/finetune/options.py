@@ -64,6 +64,10 @@ class Options:
     """Forward and backward passes per optimizer step."""
     hflip: float = 0.0
     """Probability of a horizontal flip of a training image."""
+    smoothing: float = 0.0
+    """Label smoothing, for tasks of classes."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced: weigh classes, or the positive cases of each label, by how rare they are in training."""
     skip_layers: int | float = 0.6
     """Shallow convolutions that are never merged: a count, or a fraction below 1."""
     merge_prob: float = 0.3
@@ -80,8 +84,16 @@ class Options:
     """None: what the launcher says."""
     channels_last: bool = False
     """Keep images and weights with their channels last in memory, which many devices compute faster."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    grad_checkpointing: bool = False
+    """Compute activations again in the backward pass, which saves memory, where the model can."""
+    limit_train: int | None = None
+    """Train on so many images, drawn by --split-seed, for a dry run."""
     workers: int = 0
     """Worker processes that load batches."""
+    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "none"
+    """Where the figures of each epoch are logged beside metrics.csv, each stage as a run of its own."""
     output: Path | None = None
     """The run folder. None: runs/<data>-<model>."""
     resume: bool = False
@@ -146,12 +158,14 @@ def check_options(options: Options) -> None:
     for name, lowest in at_least.items():
         if not getattr(options, name) >= lowest:
             raise InputError(f"--{_flag(name)} must be at least {lowest}, not {getattr(options, name)}")
-    for name in ("inmerge_lr", "clip_grad", "image_size"):
+    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
     if not 0 <= options.hflip <= 1:
         raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
+    if not 0 <= options.smoothing < 1:
+        raise InputError(f"--smoothing must be at least 0 and below 1, not {options.smoothing}")
     _check_seeds(options.seeds)
     if options.checkpoint and not options.pretrained:
         raise InputError(

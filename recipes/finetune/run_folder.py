@@ -30,7 +30,7 @@ _PACKAGES = (
     "pillow",
 )
 # The data are compared by their checksums, wherever they come from.
-_MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers"}
+_MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
 _MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing"}
 
 

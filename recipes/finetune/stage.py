@@ -35,11 +35,12 @@ from finetune.batches import (
 from finetune.checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
 from finetune.data import ImageData
 from finetune.metrics import METRICS, Thresholds, choose_thresholds, per_class, score
-from finetune.models import create_model
+from finetune.models import create_model, use_grad_checkpointing
 from finetune.optim import create_optimizer, create_schedule
 from finetune.options import Options
 from finetune.randomness import seed_globals
 from finetune.results import WEIGHTS, read_result, write_curves, write_predictions, write_result
+from finetune.trackers import log_epoch, tracked
 from finetune.training import Batch, predict, train_epoch
 from inmerge_optim import InMergeOptimizer
 
@@ -96,6 +97,7 @@ class Session:
     merging: InMergeOptimizer | None
     average: ModelEmaV3 | AveragedModel | None
     model_input: Callable[..., torch.Tensor]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> dict[str, Any]:
@@ -107,9 +109,10 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
     progress = load_checkpoint(accelerator, stage.folder / "state")
     if progress is None:
         progress = {"epochs": 0, "metrics": [], "merges": [], "best_epoch": 0, "best_auroc": None}
-    while progress["epochs"] < stage.epochs:
-        progress, new_best = _run_epoch(accelerator, options, data, stage, session, progress)
-        save_checkpoint(accelerator, stage.folder / "state", progress, new_best)
+    with tracked(accelerator, options, stage.folder):
+        while progress["epochs"] < stage.epochs:
+            progress, new_best = _run_epoch(accelerator, options, data, stage, session, progress)
+            save_checkpoint(accelerator, stage.folder / "state", progress, new_best)
     result = _finish(accelerator, options, data, stage, session, progress)
     accelerator.free_memory()
     return result
@@ -120,6 +123,8 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     model = create_model(options, data, pretrained=options.pretrained and stage.start is None)
     if stage.start is not None:
         model.load_state_dict(load_file(stage.start))
+    if options.grad_checkpointing:
+        use_grad_checkpointing(model, options.model)
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     model.to(memory_format=memory_format)
     config = model.pretrained_cfg
@@ -142,13 +147,17 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     test = eval_loader(data.test, batch_size=batch_size, **loading)
     kind = ARMS[stage.arm].average
     average = create_average(kind, model) if kind else None
+    if options.compile:
+        model.compile()  # in place, so that the names of its weights stay
     model, optimizer, train, val, test = accelerator.prepare(model, optimizer, train, val, test)
     if average is not None:
         average = accelerator.prepare_model(average, evaluation_mode=True)  # part of the checkpoints, but not trained
     mean, std = (values.to(accelerator.device) for values in channel_statistics(config, options.in_chans))
     loaders = {"train": train, "val": val, "test": test}
     as_input = partial(_input_of, mean=mean, std=std, size=data.size, memory_format=memory_format)
-    return Session(model, optimizer, schedule, loaders, merging, average, as_input)
+    weights = options.class_weights and tasks.balanced_weights(data.task, data.train.labels).to(accelerator.device)
+    loss = partial(tasks.loss, data.task, weights=weights, smoothing=options.smoothing)
+    return Session(model, optimizer, schedule, loaders, merging, average, as_input, loss)
 
 
 def _input_of(
@@ -206,10 +215,11 @@ def _run_epoch(
         session.optimizer,
         session.loaders["train"],
         partial(session.model_input, **_views(accelerator, options, data, stage, epoch)),
-        partial(tasks.loss, data.task),
+        session.loss,
         options.clip_grad,
         f"{stage.title} epoch {epoch + 1}/{stage.epochs}",
         _ema_update(accelerator, session, epoch),
+        session.merging and partial(_merged_pairs, session.merging),
     )
     if isinstance(session.average, AveragedModel):
         session.average.update_parameters(accelerator.unwrap_model(session.model))
@@ -226,6 +236,7 @@ def _run_epoch(
         for layer, count in counts.items()
     ]
     accelerator.print(f"{stage.title} epoch {epoch + 1}/{stage.epochs}: {_line(loss, scores)}")
+    log_epoch(accelerator, epoch + 1, lr, loss, scores, merges)
     after = {
         "epochs": epoch + 1,
         "metrics": [*progress["metrics"], [epoch + 1, lr, loss, *(scores[name] for name in METRICS)]],
@@ -236,6 +247,10 @@ def _run_epoch(
     if accelerator.is_main_process:
         write_curves(stage.folder, after)
     return after, weights
+
+
+def _merged_pairs(optimizer: InMergeOptimizer) -> int:
+    return sum(count["merged"] for count in optimizer.merge_counts().values())
 
 
 def _ema_update(accelerator: Accelerator, session: Session, epoch: int) -> Callable[[], None] | None:

@@ -27,11 +27,40 @@ class Task:
         return self.kind == "multi-label"
 
 
-def loss(task: Task, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean loss of a batch; labels are class indices (N,), or 0 and 1 of shape (N, labels)."""
+def loss(
+    task: Task,
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Mean loss of a batch.
+
+    Args:
+        labels: class indices (N,), or 0 and 1 of shape (N, labels).
+        weights: from balanced_weights, (outputs,).
+        smoothing: label smoothing of classes.
+    """
     if task.multi_label:
-        return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+        return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), pos_weight=weights)
+    return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing)
+
+
+def balanced_weights(task: Task, labels: np.ndarray) -> torch.Tensor:
+    """What makes rare classes count as much as frequent ones, float32 (outputs,).
+
+    A class is weighed by N / (classes * its cases), as scikit-learn's "balanced", the positive cases of a label by
+    negatives / positives; a class or label without cases by 1.
+    """
+    if task.multi_label:
+        positive = labels.sum(axis=0)
+        weights = (len(labels) - positive) / np.maximum(positive, 1)
+        weights[positive == 0] = 1
+    else:
+        cases = np.bincount(labels, minlength=len(task.classes))
+        weights = len(labels) / (len(task.classes) * np.maximum(cases, 1))
+        weights[cases == 0] = 1
+    return torch.tensor(weights, dtype=torch.float32)
 
 
 def probabilities(task: Task, logits: torch.Tensor) -> np.ndarray:

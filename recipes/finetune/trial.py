@@ -3,18 +3,19 @@
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from finetune.arms import ARMS, check_arms, wrap_optimizer
 from finetune.averages import has_batch_norm
 from finetune.data import ImageData
 from finetune.errors import InputError
-from finetune.models import check_forward, check_model_name, create_model
+from finetune.models import check_forward, check_model_name, create_model, use_grad_checkpointing
 from finetune.optim import create_optimizer
 from finetune.options import Options
 from finetune.randomness import seed_globals
@@ -24,6 +25,7 @@ from finetune.sections import Section, write_sections
 from finetune.stage import arm_stage, backbone_stage, run_stage
 from finetune.statistics import Bootstrap, bootstrap
 from finetune.summary import read_summary, summarise, table, write_summary
+from finetune.trackers import check_tracker
 
 AddSections = Callable[[Path, Options, ImageData], list[Section]]
 # The main process alone scores and pictures the finished arms, while the others wait.
@@ -52,15 +54,16 @@ def run_trial(
     """
     check_model_name(options.model)
     check_arms(options)
-    accelerator = _accelerator(options)
-    per_process = _images_per_pass(options, accelerator.num_processes)
+    check_tracker(options.tracker)
     run = options.output or Path("runs") / name
+    accelerator = _accelerator(options, run)
+    per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)
     summary = read_summary(run) if options.resume else None
     if summary is None:
         with accelerator.main_process_first() if main_first else nullcontext():
-            data = load_data()
+            data = _limit_train(options, load_data())
         _check_data(options, data, per_process)
         check_same_data(run, data)
         accelerator.wait_for_everyone()
@@ -92,7 +95,7 @@ def _resampled_test(run: Path, options: Options, data: ImageData) -> Bootstrap:
     return bootstrap(data.task, data.test.labels, predictions, data.test.patients)
 
 
-def _accelerator(options: Options) -> Accelerator:
+def _accelerator(options: Options, run: Path) -> Accelerator:
     """An accelerator that splits batches over the processes, with all made deterministic that can be."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
@@ -104,6 +107,8 @@ def _accelerator(options: Options) -> Accelerator:
             mixed_precision=options.mixed_precision,
             gradient_accumulation_steps=options.grad_accum_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
+            log_with=None if options.tracker == "none" else options.tracker,
+            project_config=ProjectConfiguration(logging_dir=str(run / "tensorboard")),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
     except ValueError as error:
@@ -132,6 +137,17 @@ def _images_per_pass(options: Options, processes: int) -> int:
     return options.batch_size // parts
 
 
+def _limit_train(options: Options, data: ImageData) -> ImageData:
+    if options.limit_train is None:
+        return data
+    if options.limit_train >= len(data.train):
+        raise InputError(
+            f"--limit-train {options.limit_train} has no effect on the {len(data.train)} training images of "
+            f"{data.name}: choose fewer, or leave it out"
+        )
+    return replace(data, train=data.train.limited(options.limit_train, options.split_seed))
+
+
 def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     """Try the model, the optimizer and every arm's wrapper on the data's shape."""
     if options.in_chans < data.channels:
@@ -141,6 +157,8 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
             f"--batch-size {options.batch_size} is more than the {len(data.train)} training images of {data.name}: "
             "choose a smaller one"
         )
+    if options.smoothing and data.task.multi_label:
+        raise InputError(f"--smoothing has no effect on the labels of {data.name}, which has no classes: leave it out")
     fresh = not options.resume
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
@@ -148,4 +166,6 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
         wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
     if options.recalibrate_bn and not has_batch_norm(model):
         raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
+    if options.grad_checkpointing:
+        use_grad_checkpointing(model, options.model)
     check_forward(model, options, data, per_process)

@@ -57,6 +57,9 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--checkpoint", "absent.safetensors"], "leave out one of both"),
         (["--arms", "baseline", "inmerg"], "unknown arm 'inmerg': did you mean inmerge?"),
         (["--arms", "inmerge"], "--arms must hold baseline"),
+        (["--smoothing", "1"], "--smoothing must be at least 0 and below 1"),
+        (["--limit-train", "2000"], "--limit-train 2000 has no effect on the"),
+        (["--model", "dla46_c", "--image-size", "32", "--grad-checkpointing"], "timm's dla46_c can't do it"),
         (["--arms", "baseline", "baseline"], "names an arm twice"),
         (["--seeds", "1", "1"], "names a seed twice"),
         (["--seeds"], "at least one seed"),
@@ -164,6 +167,20 @@ def test_colour_images_are_not_made_grey(refusal: Callable[..., str], made_medmn
     arguments = ["--dataset", "dermamnist", "--data-dir", folder, "--allow-modified", "--batch-size", "32"]
     assert "--in-chans 1 needs grey images" in refusal(*DIGITS[2:], *arguments, "--in-chans", "1")
     assert "--split-seed has no effect" in refusal(*DIGITS[2:], *arguments, "--split-seed", "1")
+
+
+def test_smoothing_of_labels_is_refused(refusal: Callable[..., str], made_medmnist) -> None:
+    folder = made_medmnist("chestmnist", colour=False, classes=2, labels=14)
+    arguments = ["--dataset", "chestmnist", "--data-dir", folder, "--allow-modified", "--batch-size", "32"]
+    assert "--smoothing has no effect on the labels of chestmnist" in refusal(
+        *DIGITS[2:], *arguments, "--smoothing", 0.1
+    )
+
+
+def test_tracker_that_is_not_installed(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = refusal(*DIGITS, "--tracker", "wandb")
+    assert "--tracker wandb needs the package wandb: install it with pip install 'inmerge_optim[trackers]'" in message
 
 
 def test_python_exits_with_2(tmp_path: Path) -> None:

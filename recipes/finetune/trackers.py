@@ -1,0 +1,61 @@
+"""Trackers of experiments through accelerate: each stage is a run of its own, so that the arms' curves lie together."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from finetune.errors import InputError
+from finetune.options import Options, as_plain
+
+PROJECT = "inmerge_optim"
+
+
+def check_tracker(tracker: str) -> None:
+    """Refuse a tracker that is not installed, which accelerate would leave out with a word in the log."""
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise InputError(
+            f"--tracker {tracker} needs the package {tracker}: install it with pip install 'inmerge_optim[trackers]'"
+        )
+
+
+@contextmanager
+def tracked(accelerator: Accelerator, options: Options, folder: Path) -> Iterator[None]:
+    """Log to the tracker that accelerate was made with, if any, while the stage of this folder runs.
+
+    Steps are epochs. A stage that is resumed goes on in TensorBoard, and is a second run of that name in the others.
+    """
+    if not accelerator.log_with:
+        yield
+        return
+    run, seed, arm = folder.parts[-3:]
+    name = f"{seed}/{arm}"
+    if options.tracker == "tensorboard":
+        accelerator.init_trackers(name)  # its settings would be one more run per stage, named by the time
+    else:
+        kwargs = {"name": f"{run}/{name}", "group": run}
+        accelerator.init_trackers(PROJECT, as_plain(options), {options.tracker: kwargs})
+    try:
+        yield
+    finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        accelerator.trackers.clear()
+
+
+def log_epoch(
+    accelerator: Accelerator,
+    epoch: int,
+    lr: float,
+    loss: float,
+    scores: dict[str, float | None],
+    merges: list[list[Any]],
+) -> None:
+    """Log what is defined of an epoch: loss, learning rate, validation scores, and the merge rate of each layer."""
+    values = {"lr": lr, "train_loss": loss}
+    values |= {f"val/{name}": score for name, score in scores.items() if score is not None}
+    values |= {f"merge_rate/{layer}": merged / drawn for _, layer, drawn, merged, *_ in merges if drawn}
+    accelerator.log(values, step=epoch)
