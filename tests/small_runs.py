@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import medmnist2d
 import torch
@@ -12,19 +14,20 @@ from accelerate.state import AcceleratorState, GradientState
 QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2"]
 
 
-def run_recipe(*arguments: object, recipe: Callable[[list[str]], None] = medmnist2d.main) -> None:
-    """Run a recipe in this process as its command line would."""
+def run_recipe(*arguments: object, recipe: Callable[[list[str]], None] = medmnist2d.main, report: bool = False) -> None:
+    """Run a recipe in this process as its command line would; by default without the report, which takes seconds."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     try:
-        recipe([str(argument) for argument in arguments])
+        with nullcontext() if report else mock.patch("finetune.trial.write_report"):
+            recipe([str(argument) for argument in arguments])
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-def run_digits(output: Path, *arguments: object) -> Path:
+def run_digits(output: Path, *arguments: object, report: bool = False) -> Path:
     """A quick run on digits with a small model; the run folder."""
-    run_recipe("--dataset", "digits", *QUICK, "--output", output, *arguments)
+    run_recipe("--dataset", "digits", *QUICK, "--output", output, *arguments, report=report)
     return output
 
 

@@ -19,6 +19,7 @@ from finetune.models import check_forward, check_model_name, create_model, use_g
 from finetune.optim import create_optimizer
 from finetune.options import Options
 from finetune.randomness import seed_globals
+from finetune.report import REPORT, write_report
 from finetune.results import read_predictions
 from finetune.run_folder import check_run_folder, check_same_data, launch_of, write_settings
 from finetune.sections import Section, write_sections
@@ -76,12 +77,15 @@ def run_trial(
             stages = {arm: arm_stage(options, run, seed, arm) for arm in options.arms}
             results[seed] = {arm: run_stage(accelerator, options, data, stage) for arm, stage in stages.items()}
         if accelerator.is_main_process:
-            summary = summarise(data.task.kind, results, _resampled_test(run, options, data))
+            about = {"data": data.name, "classes": list(data.task.classes)}
+            summary = about | summarise(data.task.kind, results, _resampled_test(run, options, data))
             if add_sections:
                 write_sections(run, add_sections(run, options, data))
             write_summary(run, summary)
     if accelerator.is_main_process:
-        print(f"\n{table(summary)}\n\nRun folder: {run}")
+        if not (run / REPORT).exists():
+            write_report(run)
+        print(f"\n{table(summary)}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 

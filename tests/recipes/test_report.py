@@ -1,0 +1,186 @@
+"""The report says what the run folder holds, stands by itself, and can be made anew; models leave with a card."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report
+import torch
+from finetune.results import read_predictions
+from finetune.sections import Section, write_sections
+from huggingface_hub import ModelCard
+from sklearn.metrics import average_precision_score, roc_auc_score
+from small_runs import QUICK, run_digits, run_recipe
+
+SHORT = ["--epochs", "1", "--inmerge-epochs", "2", "--limit-train", "400", "--similarity-threshold", "-0.5"]
+ARMS = ["--arms", "baseline", "inmerge", "random-pairs"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("report") / "run"
+    return run_digits(folder, *SHORT, *ARMS, "--seeds", "0", "1", report=True)
+
+
+def tables_of(markdown: str) -> dict[str, list[dict[str, str]]]:
+    """The tables of a report, as rows keyed by their headers, by the heading of their section."""
+    tables = {}
+    for section in re.split(r"^## ", markdown, flags=re.MULTILINE)[1:]:
+        lines = [line for line in section.splitlines() if line.startswith("|")]
+        cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+        if cells:
+            tables[section.splitlines()[0]] = [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+    return tables
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text in them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_every_figure_of_the_arms_follows_from_the_predictions(run: Path) -> None:
+    tables = tables_of((run / "report.md").read_text())
+    kept = {row["arm"]: row for row in tables["The arms"] if row["epoch kept"].startswith("best")}
+    per_class = {row["class"]: row for row in tables["Per class"]}
+    for arm in ("baseline", "inmerge", "random-pairs"):
+        seeds = [read_predictions(run / f"seed_{seed}/{arm}/predictions_test.csv") for seed in (0, 1)]
+        accuracy = [np.mean(labels == scores.argmax(1)) for labels, scores in seeds]
+        aurocs = [roc_auc_score(labels, scores, multi_class="ovr") for labels, scores in seeds]
+        assert kept[arm]["accuracy"] == f"{np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1):.4f}"
+        assert kept[arm]["AUROC"] == f"{np.mean(aurocs):.4f} ± {np.std(aurocs, ddof=1):.4f}"
+        for name, score in (("AUROC", roc_auc_score), ("AUPRC", average_precision_score)):
+            figures = [score(labels == 3, scores[:, 3]) for labels, scores in seeds]
+            assert per_class["3"][f"{name} {arm}"].startswith(f"{np.mean(figures):.4f} ± ")
+
+
+def test_verdicts_and_merges_are_those_of_the_summary(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    text = (run / "report.md").read_text()
+    for found in summary["verdicts"]:
+        assert found["sentence"] in text
+    rows = {(row["arm"], row["layer"]): row for row in tables_of(text)["Kernels merged"]}
+    for arm, layers in summary["merges"].items():
+        for layer, count in layers.items():
+            assert rows[arm, layer]["merged"] == f"{count['merged']:,}"
+    assert "--recalibrate-bn was off" in text
+
+
+def test_html_stands_by_itself_and_says_what_the_markdown_says(run: Path) -> None:
+    page = Page((run / "report.html").read_text())
+    markdown = (run / "report.md").read_text()
+    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(pictures) == 7
+    for picture in pictures:
+        assert picture["src"].startswith("data:image/png;base64,")
+        assert picture["alt"]
+    assert not [tag for tag, attributes in page.tags if tag in ("script", "link") or "href" in attributes]
+    assert "http" not in (run / "report.html").read_text()
+    for rows in tables_of(markdown).values():
+        for cell in (cell for row in rows for cell in row.values()):
+            assert cell.replace("\\|", "|") in page.text
+    for path in re.findall(r"!\[.*\]\((.*)\)", markdown):
+        assert (run / path).stat().st_size > 5000
+
+
+def test_report_is_made_anew_from_the_folder_alone(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "moved"))
+    for path in (*moved.glob("report.*"), *moved.glob("plots/*"), *moved.glob("seed_*/*/README.md")):
+        path.unlink()
+    report.main([str(moved)])
+    assert capsys.readouterr().out == f"{moved / 'report.html'}\n"
+    for path in (path for path in run.rglob("*") if path.is_file()):
+        assert (moved / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+
+
+def test_sections_of_a_recipe_are_shown(run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    picture = ("plots/roc.png", "a < b")
+    rows = [["sex | F", None], ["<b>", "0.5"]]
+    write_sections(folder, [Section("Parts of <it>", "Of all.\n\nMore.", ("part", "AUROC"), rows, [picture])])
+    report.main([str(folder)])
+    page = Page((folder / "report.html").read_text())
+    assert "Parts of <it>" in page.text
+    assert "<b>" in page.text
+    assert tables_of((folder / "report.md").read_text())["Parts of <it>"][0] == {"part": "sex \\| F", "AUROC": "–"}
+
+
+def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = run_digits(tmp_path / "other", *SHORT, "--lr", "0.02", "--merge-prob", "0")
+    report.main([str(run), str(other), "--output", str(tmp_path / "both.html")])
+    tables = tables_of((tmp_path / "both.md").read_text())
+    differences = tables["Differences to the baseline on test AUROC"]
+    assert [row["arm"] for row in differences] == ["inmerge", "random-pairs", "inmerge"]
+    assert (differences[2]["difference"], differences[2]["over seeds"]) == ("+0.0000", "–")
+    assert {row["setting"] for row in tables["Where the settings differ"]} == {
+        "--lr",
+        "--merge-prob",
+        "--seeds",
+        "--arms",
+    }
+    assert "data:image/png" in (tmp_path / "both.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "name"), [(2, 14, "chestmnist"), (2, 1, "breastmnist"), (5, 1, "retinamnist")]
+)
+def test_every_kind_of_task_has_a_report(
+    made_medmnist: Callable[..., Path], tmp_path: Path, classes: int, labels: int, name: str
+) -> None:
+    data = made_medmnist(name, colour=name == "retinamnist", classes=classes, labels=labels, size=28)
+    arguments = ["--data-dir", data, "--allow-modified", "--batch-size", "32", "--inmerge-epochs", "1"]
+    run_recipe("--dataset", name, *QUICK, *arguments, "--epochs", "0", "--output", tmp_path / "run", report=True)
+    rows = tables_of((tmp_path / "run/report.md").read_text())["Per class"]
+    assert len(rows) == (1 if name == "breastmnist" else max(labels, classes))
+
+
+def test_model_leaves_with_a_card_whose_lines_run(run: Path) -> None:
+    folder = run / "seed_1/inmerge"
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "timm"
+    accuracy = json.loads((run / "summary.json").read_text())["arms"]["inmerge"]["accuracy"]["values"][1]
+    assert f"| accuracy | {accuracy:.4f} |" in card.text
+    (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
+    check = (
+        "assert not set(model.state_dict()) - set(__import__('safetensors.torch').torch.load_file('model.safetensors'))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=folder, env=environment, check=True)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        report.main([str(argument) for argument in arguments])
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"{tmp_path} is no run folder" in refusal(capsys, tmp_path)
+    unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
+    (unfinished / "summary.json").unlink()
+    assert "is not finished: go on with it" in refusal(capsys, unfinished)
+    assert "must end in .html" in refusal(capsys, run, "--output", tmp_path / "x.txt")
