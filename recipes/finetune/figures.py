@@ -208,7 +208,7 @@ def _outcomes_and_confidence(
 
 def _confusion(run: FinishedRun) -> Figure:
     if run.task.multi_label:
-        return _label_bars(run)
+        return _label_aurocs(run)
     classes = run.task.classes
     columns = min(2, len(run.arms)) if len(classes) <= 4 else 1
     rows = math.ceil(len(run.arms) / columns)
@@ -234,20 +234,20 @@ def _confusion(run: FinishedRun) -> Figure:
     return figure
 
 
-def _label_bars(run: FinishedRun) -> Figure:
+def _label_aurocs(run: FinishedRun) -> Figure:
     names = list(run.task.classes)
-    figure, axes = new_figure(0.5 + len(names) * (0.16 * len(run.arms) + 0.14))
-    height = 0.8 / len(run.arms)
-    for place, (arm, look) in enumerate(_looks(run)):
+    figure, axes = new_figure(1.0 + len(names) * (0.12 * len(run.arms) + 0.14))
+    height = 0.7 / len(run.arms)
+    for place, (arm, look) in enumerate(_looks(run, marker=True)):
         aurocs = [run.summary["per_class"][arm][name]["auroc"] for name in names]
         means = [math.nan if figures["mean"] is None else figures["mean"] for figures in aurocs]
         spread = [figures["std"] or 0 for figures in aurocs]
-        heights = [-k - place * height for k in range(len(names))]
-        axes.barh(heights, means, height, xerr=spread, color=look["color"], hatch="/" * place, label=arm, alpha=0.85)
-    axes.set_yticks([-k - 0.4 + height / 2 for k in range(len(names))], names)
-    axes.set_xlim(0.4, 1)
-    axes.set_xlabel("test AUROC, mean over seeds; lines: one standard deviation")
-    axes.grid(axis="x", alpha=0.3)
+        heights = [-k + 0.35 - (place + 0.5) * height for k in range(len(names))]
+        axes.errorbar(means, heights, xerr=spread, fmt=look["marker"], color=look["color"], markersize=5, label=arm)
+    axes.set_yticks([-k for k in range(len(names))], names)
+    axes.axvline(0.5, color=_GREY, linewidth=0.8, linestyle=":")
+    axes.set_xlabel("test AUROC; lines: one standard deviation")
+    axes.grid(alpha=0.3)
     _legend(figure, axes)
     return figure
 
@@ -286,7 +286,10 @@ _FIGURES: dict[str, tuple[Callable[[FinishedRun], Figure | None], str]] = {
     "roc": (_roc, "ROC curves on test, a line per arm and seed"),
     "precision_recall": (_precision_recall, "Precision-recall curves on test, a line per arm and seed"),
     "reliability": (_reliability, "Reliability diagram on test, all seeds together"),
-    "confusion": (_confusion, "What was predicted for each class or label on test, all seeds together"),
+    "confusion": (
+        _confusion,
+        "What was predicted for each class on test, all seeds together, or the AUROC of each label",
+    ),
     "merge_rates": (_merge_rates, "Share of drawn pairs that merged, by layer and epoch, all seeds together"),
 }
 
