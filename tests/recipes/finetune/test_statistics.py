@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from finetune.summary import summarise, table, verdict
 from finetune.tasks import Task
 from scipy import stats
 from sklearn.metrics import roc_auc_score
-from small_runs import run_digits
+from small_runs import QUICK, run_digits, run_recipe
 
 BINARY = Task("binary", ("no", "yes"))
 LABELS = Task("multi-label", ("a", "b"))
@@ -209,3 +210,13 @@ def test_no_merges_show_no_difference(tmp_path: Path) -> None:
         assert (difference["mean"], difference["low"], difference["high"], difference["p"]) == (0, 0, 0, None)
     auroc = summary["differences"]["inmerge"]["auroc"]
     assert (auroc["bootstrap_low"], auroc["bootstrap_high"]) == (0, 0)
+
+
+def test_labels_that_mean_nothing_show_no_difference(made_medmnist: Callable[..., Path], tmp_path: Path) -> None:
+    """Whatever merging does to the weights, it can't predict chance."""
+    data = ["--data-dir", made_medmnist("breastmnist", colour=False, classes=2, cases=128), "--allow-modified"]
+    short = ["--batch-size", "32", "--epochs", "1", "--inmerge-epochs", "1", "--similarity-threshold", "-0.5"]
+    run_recipe("--dataset", "breastmnist", *QUICK, *data, *short, "--seeds", 0, 1, 2, "--output", tmp_path / "run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["verdicts"][0]["outcome"] == "no difference shown"
+    assert summary["merges"]["inmerge"]["layer3.0.conv3"]["merged"] > 0
