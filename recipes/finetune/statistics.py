@@ -19,6 +19,8 @@ RESAMPLES = 2000
 _CHUNK_VALUES = 1 << 21
 _ROUNDING = 1e-12
 
+Interval = tuple[float | None, float | None]
+
 
 @dataclass(frozen=True)
 class PairedT:
@@ -65,21 +67,32 @@ class Bootstrap:
     Attributes:
         unit: what is drawn with replacement, "cases" or "patients" (all images of a patient go together).
         units: how many of them the test set has.
-        aurocs: per arm the macro AUROC of each resample, mean over seeds, shape (RESAMPLES,); NaN where the resample
-            leaves it undefined.
+        aurocs: per arm and scored class the AUROC of each resample, mean over seeds, shape (RESAMPLES,); NaN where the
+            resample leaves it undefined.
     """
 
     unit: str
     units: int
-    aurocs: dict[str, np.ndarray]
+    aurocs: dict[str, dict[str, np.ndarray]]
 
-    def interval(self, arm: str, reference: str) -> tuple[float | None, float | None]:
-        """Percentile interval at LEVEL of the mean over seeds of the difference in AUROC, arm minus reference."""
-        differences = self.aurocs[arm] - self.aurocs[reference]
-        differences = differences[np.isfinite(differences)]
-        if not len(differences):
+    def auroc(self, arm: str, name: str | None = None) -> np.ndarray:
+        """The AUROC of a class in each resample, or by default the macro mean over the classes defined in it."""
+        if name is not None:
+            return self.aurocs[arm][name]
+        return np.ma.masked_invalid(list(self.aurocs[arm].values())).mean(axis=0).filled(np.nan)
+
+    def interval(self, arm: str, reference: str | None = None, name: str | None = None) -> Interval:
+        """Percentile interval at LEVEL of an arm's AUROC, mean over seeds, or of its difference to a reference arm.
+
+        None where no resample defines it. `name` is a class; by default the interval is that of the macro mean.
+        """
+        values = self.auroc(arm, name)
+        if reference is not None:
+            values = values - self.auroc(reference, name)
+        values = values[np.isfinite(values)]
+        if not len(values):
             return None, None
-        low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return float(low), float(high)
 
 
@@ -98,27 +111,26 @@ def bootstrap(
         patients: whose image each case is; then patients are drawn, since images of one patient resemble each other.
         seed: of the draws, which otherwise depend on the size of the test set alone.
 
-    A class that a resample leaves without positive or negative cases is left out of that resample's mean.
+    A class that a resample leaves without positive or negative cases is left out of that resample's macro mean.
     """
     unit_of = np.arange(len(labels)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
     units = int(unit_of.max()) + 1
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_VALUES // len(labels))
+    scored = positives(task, labels)
     aurocs: dict[str, list[np.ndarray]] = {arm: [] for arm in probabilities}
     for start in range(0, RESAMPLES, chunk):
         draws = rng.multinomial(units, np.full(units, 1 / units), size=min(chunk, RESAMPLES - start))
         weights = draws.T.astype(np.float32)[unit_of]
         for arm, seeds in probabilities.items():
-            aurocs[arm].append(np.mean([_macro_auroc(task, labels, scores, weights) for scores in seeds], axis=0))
+            found = [
+                [weighted_auroc(positive, scores[:, k], weights) for k, positive in scored.items()] for scores in seeds
+            ]
+            aurocs[arm].append(np.mean(found, axis=0))
     unit = "cases" if patients is None else "patients"
-    return Bootstrap(unit, units, {arm: np.concatenate(parts) for arm, parts in aurocs.items()})
-
-
-def _macro_auroc(task: Task, labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    per_class = np.ma.masked_invalid(
-        [weighted_auroc(positive, probabilities[:, k], weights) for k, positive in positives(task, labels).items()]
-    )
-    return per_class.mean(axis=0).filled(np.nan)
+    names = [task.classes[k] for k in scored]
+    per_class = {arm: dict(zip(names, np.concatenate(parts, axis=1), strict=True)) for arm, parts in aurocs.items()}
+    return Bootstrap(unit, units, per_class)
 
 
 def weighted_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ def summarise(task: str, results: Results, bootstrap: Bootstrap | None = None) -
         "seeds": seeds,
         **kept,
         "intervals": _intervals(seeds, bootstrap),
-        "per_class": {arm: _per_class([result[arm]["per_class"] for result in results.values()]) for arm in arms},
+        "per_class": _per_class(results, arms, bootstrap),
         "verdicts": [verdict(arm, reference, difference) for arm, reference, difference in compared],
         "last": _figures(results, arms, "last", None),
         "epochs": {arm: [results[seed][arm]["epoch"] for seed in seeds] for arm in arms},
@@ -43,27 +43,21 @@ def summarise(task: str, results: Results, bootstrap: Bootstrap | None = None) -
 
 def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Per arm each test metric over seeds, and per other arm its difference to the baseline, seed by seed."""
-    values = {
-        arm: {
-            metric: [result[arm][epoch]["test"][metric] for result in results.values()]
-            for metric in next(iter(results.values()))[arm][epoch]["test"]
-        }
-        for arm in arms
-    }
+    figures = {arm: _over_seeds([result[arm][epoch]["test"] for result in results.values()]) for arm in arms}
+    for arm in arms:
+        figures[arm]["auroc"] |= _bootstrapped(bootstrap, arm)
 
     def differences(arm: str, reference: str) -> dict[str, Any]:
-        pairs = {metric: _difference(values[arm][metric], values[reference][metric]) for metric in values[arm]}
-        low, high = bootstrap.interval(arm, reference) if bootstrap else (None, None)
-        pairs["auroc"] |= {"p_adjusted": pairs["auroc"]["p"], "bootstrap_low": low, "bootstrap_high": high}
+        other = figures[reference]
+        pairs = {m: _difference(found["values"], other[m]["values"]) for m, found in figures[arm].items()}
+        pairs["auroc"] |= {"p_adjusted": pairs["auroc"]["p"], **_bootstrapped(bootstrap, arm, reference)}
         return pairs
 
     to_baseline = {arm: differences(arm, BASELINE) for arm in arms if arm != BASELINE}
     for arm, p in holm({arm: metrics["auroc"]["p"] for arm, metrics in to_baseline.items()}).items():
         to_baseline[arm]["auroc"]["p_adjusted"] = p
     return {
-        "arms": {
-            arm: {m: {**_mean_and_std(v), "values": v} for m, v in metrics.items()} for arm, metrics in values.items()
-        },
+        "arms": figures,
         "differences": to_baseline,
         "contrasts": {f"{arm} - {other}": differences(arm, other) for arm, other in _contrasts(arms)},
     }
@@ -107,13 +101,33 @@ def verdict(arm: str, reference: str, difference: dict[str, Any]) -> dict[str, s
     return {"arm": arm, "reference": reference, "outcome": outcome, "sentence": sentence}
 
 
-def _per_class(results: list[dict[str, dict[str, float | None]]]) -> dict[str, Any]:
-    """The figures of each class over seeds, from one result per seed."""
-    figures = {}
-    for name, metrics in results[0].items():
-        values = {metric: [result[name][metric] for result in results] for metric in metrics}
-        figures[name] = {metric: {**_mean_and_std(v), "values": v} for metric, v in values.items()}
+def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -> dict[str, dict[str, Any]]:
+    """Per arm the figures of each class over seeds; an AUROC with its interval and its difference to the baseline's."""
+    stages = {arm: [result[arm]["per_class"] for result in results.values()] for arm in arms}
+    figures: dict[str, dict[str, Any]] = {}
+    for arm, found in stages.items():
+        figures[arm] = {name: _over_seeds([result[name] for result in found]) for name in found[0]}
+        for name, metrics in figures[arm].items():
+            auroc = metrics["auroc"]
+            auroc |= _bootstrapped(bootstrap, arm, name=name)
+            if arm != BASELINE:
+                reference = [result[name]["auroc"] for result in stages[BASELINE]]
+                difference = _difference(auroc["values"], reference)
+                auroc["difference"] = difference | _bootstrapped(bootstrap, arm, BASELINE, name)
     return figures
+
+
+def _over_seeds(scores: list[dict[str, float | None]]) -> dict[str, Any]:
+    """Per metric the mean, standard deviation and values of one score per seed."""
+    values = {metric: [score[metric] for score in scores] for metric in scores[0]}
+    return {metric: {**_mean_and_std(v), "values": v} for metric, v in values.items()}
+
+
+def _bootstrapped(
+    bootstrap: Bootstrap | None, arm: str, reference: str | None = None, name: str | None = None
+) -> dict[str, float | None]:
+    low, high = bootstrap.interval(arm, reference, name) if bootstrap else (None, None)
+    return {"bootstrap_low": low, "bootstrap_high": high}
 
 
 def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:

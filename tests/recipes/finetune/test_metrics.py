@@ -36,7 +36,7 @@ def test_class_without_cases_is_left_out_of_the_mean() -> None:
 
 
 def test_class_without_cases_is_named() -> None:
-    figures = {"auroc": {"mean": 0.5, "std": None, "values": [0.5]}}
+    figures = {"auroc": {"mean": 0.5, "std": None, "values": [0.5], "bootstrap_low": None, "bootstrap_high": None}}
     stage = {"epoch": 1, "kept": {"test": {"auroc": 0.5}}, "last": {"test": {"auroc": 0.5}}, "merges": {}}
     stage["per_class"] = {"Mass": {"auroc": 0.5}, "Hernia": {"auroc": None}}
     summary = summarise("multi-label", {0: {"baseline": stage, "inmerge": stage}})
@@ -124,8 +124,12 @@ def test_summary_pairs_the_seeds_and_writes_null_for_what_is_undefined() -> None
     }
     summary = summarise("binary", results)
     assert summary["seeds"] == [3, 4]
-    assert summary["arms"]["baseline"]["auroc"] == {"mean": 0.5, "std": 0.0, "values": [0.5, 0.5]}
-    assert summary["arms"]["inmerge"]["auroc"] == {"mean": 0.75, "std": None, "values": [0.75, None]}
+    no_bootstrap = {"bootstrap_low": None, "bootstrap_high": None}
+    assert summary["arms"]["baseline"]["auroc"] == {"mean": 0.5, "std": 0.0, "values": [0.5, 0.5], **no_bootstrap}
+    assert summary["arms"]["inmerge"]["auroc"] == {"mean": 0.75, "std": None, "values": [0.75, None], **no_bootstrap}
     assert summary["differences"]["inmerge"]["auroc"]["values"] == [0.25, None]
+    assert summary["per_class"]["baseline"]["yes"]["auroc"] == summary["arms"]["baseline"]["auroc"]
+    difference = summary["per_class"]["inmerge"]["yes"]["auroc"].pop("difference")
     assert summary["per_class"]["inmerge"]["yes"]["auroc"] == summary["arms"]["inmerge"]["auroc"]
+    assert difference == {"mean": 0.25, "low": None, "high": None, "p": None, "values": [0.25, None], **no_bootstrap}
     assert summary["merges"] == {"inmerge": {"conv": {"drawn": 20, "merged": 4}}}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finetune.metrics import score
+from finetune.metrics import per_class, score
 from finetune.results import read_predictions
 from finetune.statistics import bootstrap, holm, paired_t, weighted_auroc
 from finetune.summary import summarise, table, verdict
@@ -125,9 +125,73 @@ def test_bootstrap_of_equal_arms_is_exactly_zero_and_repeatable() -> None:
     found = bootstrap(BINARY, labels, {"baseline": [scores], "inmerge": [scores]})
     assert found.interval("inmerge", "baseline") == (0, 0)
     again = bootstrap(BINARY, labels, {"baseline": [scores]})
-    np.testing.assert_array_equal(found.aurocs["baseline"], again.aurocs["baseline"])
+    np.testing.assert_array_equal(found.auroc("baseline"), again.auroc("baseline"))
     undefined = bootstrap(BINARY, np.zeros(50, int), {"baseline": [scores], "inmerge": [scores]})
     assert undefined.interval("inmerge", "baseline") == (None, None)
+
+
+def test_bootstrap_of_a_class_is_scikit_learns_auroc_on_each_redrawn_test_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patients drawn one by one in a plain loop, all of their images each time, two seeds of two arms."""
+    resamples = 50
+    monkeypatch.setattr("finetune.statistics.RESAMPLES", resamples)
+    rng = np.random.default_rng(0)
+    labels = (rng.random((30, 2)) < [0.5, 0.1]).astype(int)  # some resamples have no positive case of the rarer label
+    patients = [f"patient {k}" for k in rng.integers(0, 12, 30)]
+    arms = {arm: [labels * 0.3 + rng.random((30, 2)) for _ in range(2)] for arm in ("baseline", "inmerge")}
+    found = bootstrap(LABELS, labels, arms, patients)
+    names = np.unique(patients)
+    assert (found.unit, found.units) == ("patients", len(names))
+    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    expected = {arm: np.full((2, resamples), np.nan) for arm in arms}
+    for resample, draw in enumerate(draws):
+        drawn = [name for name, times in zip(names, draw, strict=True) for _ in range(times)]
+        rows = [row for name in drawn for row in range(30) if patients[row] == name]
+        for arm, seeds in arms.items():
+            for k in (0, 1):
+                if len(set(labels[rows, k])) == 2:
+                    aurocs = [roc_auc_score(labels[rows, k], scores[rows, k]) for scores in seeds]
+                    expected[arm][k, resample] = np.mean(aurocs)
+    assert 0 < np.isnan(expected["inmerge"][1]).mean() < 0.9
+    for k, name in enumerate("ab"):
+        for arm in arms:
+            np.testing.assert_allclose(found.auroc(arm, name), expected[arm][k], rtol=0, atol=1e-12)
+        quantiles = np.nanquantile(expected["inmerge"][k] - expected["baseline"][k], [0.025, 0.975])
+        assert found.interval("inmerge", "baseline", name) == pytest.approx(tuple(quantiles))
+    np.testing.assert_allclose(found.auroc("inmerge"), np.nanmean(expected["inmerge"], axis=0), rtol=0, atol=1e-12)
+    assert found.interval("inmerge") == pytest.approx(
+        tuple(np.nanquantile(np.nanmean(expected["inmerge"], axis=0), [0.025, 0.975]))
+    )
+
+
+def test_summary_has_the_intervals_of_each_class_and_null_where_there_is_none() -> None:
+    """Whatever the order of the arms; label b has no positive case."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([rng.integers(0, 2, 40), np.zeros(40, int)], axis=1)
+    arms = {arm: [labels * 0.2 + rng.random((40, 2)) * 0.8 for _ in range(2)] for arm in ("inmerge", "baseline")}
+    scores = {arm: [(score(LABELS, labels, p), per_class(LABELS, labels, p)) for p in arms[arm]] for arm in arms}
+    results = {
+        seed: {
+            arm: {"epoch": 1, "kept": {"test": s}, "last": {"test": s}, "per_class": classes, "merges": {}}
+            for arm, (s, classes) in ((arm, scores[arm][seed]) for arm in arms)
+        }
+        for seed in (0, 1)
+    }
+    resampled = bootstrap(LABELS, labels, arms)
+    summary = summarise("multi-label", results, resampled)
+    for arm in arms:
+        for figures, name in ((summary["arms"][arm], None), (summary["per_class"][arm]["a"], "a")):
+            auroc = figures["auroc"]
+            assert (auroc["bootstrap_low"], auroc["bootstrap_high"]) == resampled.interval(arm, name=name)
+            assert auroc["bootstrap_low"] < auroc["mean"] < auroc["bootstrap_high"]
+        undefined = summary["per_class"][arm]["b"]["auroc"]
+        assert undefined["mean"] is undefined["bootstrap_low"] is undefined["bootstrap_high"] is None
+    difference = summary["per_class"]["inmerge"]["a"]["auroc"]["difference"]
+    a, b = (np.array([classes["a"]["auroc"] for _, classes in scores[arm]]) for arm in ("inmerge", "baseline"))
+    assert difference["values"] == (a - b).tolist()
+    assert (difference["bootstrap_low"], difference["bootstrap_high"]) == resampled.interval("inmerge", "baseline", "a")
+    assert summary["per_class"]["inmerge"]["b"]["auroc"]["difference"]["bootstrap_low"] is None
+    assert "difference" not in summary["per_class"]["baseline"]["a"]["auroc"]
+    json.dumps(summary, allow_nan=False)
 
 
 @pytest.mark.parametrize(
