@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class ChestXrays:
         labels: 0 and 1, int64 (N, 14).
         test: which belong to the official test set, bool (N,).
         images: the encoded images, in the same order.
+        subgroups: per property, such as sex, the value of each image, None where it is not known.
         files: checksum per source file.
         description: where the labels come from, for the run folder.
     """
@@ -57,6 +58,7 @@ class ChestXrays:
     images: ImageSource
     files: dict[str, str]
     description: dict[str, Any]
+    subgroups: dict[str, list[str | None]] = field(default_factory=dict)
 
 
 def label_row(names: Iterable[str], where: str) -> list[int]:
@@ -102,6 +104,7 @@ def chestxray_data(
             xrays.labels[rows],
             [xrays.cases[row] for row in rows],
             [xrays.patients[row] for row in rows],
+            {name: [values[row] for row in rows] for name, values in xrays.subgroups.items()},
         )
 
     parts = {}

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from finetune.files import sha256_of
 LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 _NAME, _LABELS, _PATIENT = "Image Index", "Finding Labels", "Patient ID"
+_AGE_BANDS = ((17, "0-17"), (39, "18-39"), (64, "40-64"), (100, "65-100"))
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,28 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
     files = {path.name: sha256_of(path) for path in (label_file, folder / TRAIN_LIST, folder / TEST_LIST)}
     return ChestXrays(
         cases=cases,
-        patients=[entries[case][0] for case in cases],
-        labels=np.array([entries[case][1] for case in cases], dtype=np.int64),
+        patients=[entries[case].patient for case in cases],
+        labels=np.array([entries[case].labels for case in cases], dtype=np.int64),
         test=np.array([case in listed[TEST_LIST] for case in cases]),
         images=images,
         files=files,
         description={"label_file": label_file.name, "sha256": files[label_file.name]},
+        subgroups={name: [entries[case].subgroups[name] for case in cases] for name in ("view", "sex", "age")},
     )
 
 
-def _read_entries(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """Patient and labels of each image; the columns are found by name, because the header has others that split."""
-    entries: dict[str, tuple[str, list[int]]] = {}
+@dataclass(frozen=True)
+class _Entry:
+    """What the label file says of an image."""
+
+    patient: str
+    labels: list[int]
+    subgroups: dict[str, str | None]
+
+
+def _read_entries(path: Path) -> dict[str, _Entry]:
+    """The entry of each image; the columns are found by name, because the header has others that split."""
+    entries: dict[str, _Entry] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -92,10 +104,33 @@ def _read_entries(path: Path) -> dict[str, tuple[str, list[int]]]:
                     raise InputError(f"{where}: expected an image, its labels and its patient")
                 if case in entries:
                     raise InputError(f"{where} stands there twice: expected one line per image")
-                entries[case] = (row[_PATIENT], label_row(row[_LABELS].split("|"), where))
+                entries[case] = _Entry(row[_PATIENT], label_row(row[_LABELS].split("|"), where), _subgroups(row))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read as CSV ({error}): get it again from NIH") from error
     return entries
+
+
+def _subgroups(row: dict[str, str]) -> dict[str, str | None]:
+    """View, sex and age band of an image, None for what is left out or is none of those that NIH names."""
+    view, sex = row.get("View Position"), row.get("Patient Gender") or row.get("Patient Sex")
+    return {
+        "view": view if view in ("PA", "AP") else None,
+        "sex": sex if sex in ("F", "M") else None,
+        "age": age_band(row.get("Patient Age") or ""),
+    }
+
+
+def age_band(age: str) -> str | None:
+    """0-17, 18-39, 40-64 or 65-100 years; None for no age, and for more than 100 years, which are errors of the file.
+
+    Files differ in form: years as a number, or a number with its unit (058Y, 013M, 005D). A few ages of the first file
+    are as high as 414; whatever they stand for, those images belong to no band.
+    """
+    found = re.fullmatch(r"(\d+)([YMD]?)", age.strip())
+    if found is None:
+        return None
+    years = int(found[1]) // {"": 1, "Y": 1, "M": 12, "D": 365}[found[2]]
+    return next((band for last, band in _AGE_BANDS if years <= last), None)
 
 
 def _read_list(path: Path, entries: Container[str], label_file: Path) -> set[str]:

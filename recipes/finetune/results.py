@@ -3,6 +3,7 @@
 import csv
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,14 @@ def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
     labels = np.array([[int(row[k]) for k in label_columns] for row in rows])
     probabilities = np.array([[float(row[k]) for k in prob_columns] for row in rows])
     return labels[:, 0] if header[label_columns[0]] == "label" else labels, probabilities
+
+
+def read_test_probabilities(run: Path, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, list[np.ndarray]]:
+    """Per arm and seed the probabilities of the finished arms on test, (N, outputs)."""
+    return {
+        arm: [read_predictions(run / f"seed_{seed}" / arm / "predictions_test.csv")[1] for seed in seeds]
+        for arm in arms
+    }
 
 
 def write_result(folder: Path, weights: dict[str, torch.Tensor], result: dict[str, Any]) -> None:

@@ -36,3 +36,18 @@ def read_sections(run: Path) -> list[Section]:
     """The sections that a recipe added, none of them where it added none."""
     path = run / SECTIONS
     return [Section(**content) for content in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+
+
+def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
+    """A cell with a figure."""
+    return None if value is None else form.format(value)
+
+
+def interval_text(
+    value: float | None, interval: tuple[float | None, float | None], form: str = "{:+.4f}"
+) -> str | None:
+    """A cell with a figure and its interval, as far as they are defined."""
+    low, high = interval
+    if value is None or low is None:
+        return number_text(value, form)
+    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"

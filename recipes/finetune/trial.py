@@ -20,7 +20,7 @@ from finetune.optim import create_optimizer
 from finetune.options import Options
 from finetune.randomness import seed_globals
 from finetune.report import REPORT, write_report
-from finetune.results import read_predictions
+from finetune.results import read_test_probabilities
 from finetune.run_folder import check_run_folder, check_same_data, launch_of, write_settings
 from finetune.sections import Section, write_sections
 from finetune.stage import arm_stage, backbone_stage, run_stage
@@ -92,11 +92,8 @@ def run_trial(
 
 def _resampled_test(run: Path, options: Options, data: ImageData) -> Bootstrap:
     """The bootstrap over the test set, from the predictions in the run folder."""
-    predictions = {
-        arm: [read_predictions(run / f"seed_{seed}" / arm / "predictions_test.csv")[1] for seed in options.seeds]
-        for arm in options.arms
-    }
-    return bootstrap(data.task, data.test.labels, predictions, data.test.patients)
+    probabilities = read_test_probabilities(run, options.arms, options.seeds)
+    return bootstrap(data.task, data.test.labels, probabilities, data.test.patients)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

@@ -11,7 +11,7 @@ import pytest
 from finetune.chestxray14 import LABELS, chestxray_data
 from finetune.data import ImageData
 from finetune.errors import InputError
-from finetune.nih_tree import read_nih_tree
+from finetune.nih_tree import age_band, read_nih_tree
 from small_trees import HEADER, case_names, image_path, make_tree, write_labels, write_lists
 
 
@@ -47,6 +47,41 @@ def test_labels_agree_with_the_csv_for_every_image(shared_file) -> None:
     np.testing.assert_array_equal(xrays.patients, csv["Patient ID"].astype(str))
     listed = (folder / "test_list.txt").read_text().split()
     assert {case for case, test in zip(xrays.cases, xrays.test, strict=True) if test} == set(listed)
+
+
+def test_subgroups_agree_with_the_csv_for_every_image(shared_file) -> None:
+    folder = shared_file("data/nih-mini")
+    xrays = read_nih_tree(folder, allow_missing=False)
+    csv = pandas.read_csv(folder / "Data_Entry_2017_v2020.csv", index_col="Image Index").loc[xrays.cases]
+    bands = pandas.cut(csv["Patient Age"], [-1, 17, 39, 64, 100], labels=["0-17", "18-39", "40-64", "65-100"])
+    assert xrays.subgroups["view"] == csv["View Position"].tolist()
+    assert xrays.subgroups["sex"] == csv["Patient Gender"].tolist()
+    assert xrays.subgroups["age"] == bands.tolist()
+    assert csv["Patient Age"].max() == 92
+
+
+@pytest.mark.parametrize(
+    ("age", "band"),
+    [
+        *(("0", "0-17"), ("017Y", "0-17"), ("018Y", "18-39"), ("39", "18-39"), ("40", "40-64"), ("065", "65-100")),
+        *(("013M", "0-17"), ("005D", "0-17"), ("100", "65-100"), ("101", None), ("414", None), ("", None), ("?", None)),
+    ],
+)
+def test_ages_in_all_forms_of_the_file(age: str, band: str | None) -> None:
+    assert age_band(age) == band
+
+
+def test_what_is_not_known_of_an_image_is_none(tree: Path) -> None:
+    """A newer name of a column, an age that nobody has, and no view; the splits keep images and values together."""
+    labels = tree / "Data_Entry_2017.csv"
+    text = labels.read_text().replace("Patient Gender", "Patient Sex")
+    labels.write_text(text.replace(",058,M,PA,", ",414,F,,", 1))
+    data = load(tree, tree / "prepared")
+    (part,) = (split for split in data.splits.values() if "00000001_000.png" in split.cases)
+    row = part.cases.index("00000001_000.png")
+    assert {name: values.pop(row) for name, values in part.subgroups.items()} == {"view": None, "sex": "F", "age": None}
+    for name, value in {"view": "PA", "sex": "M", "age": "40-64"}.items():
+        assert {value} == set().union(*(split.subgroups[name] for split in data.splits.values()))
 
 
 def test_quirks_of_the_first_label_file(tree: Path) -> None:
