@@ -28,6 +28,11 @@ def write_labels(folder: Path, cases: Sequence[str], name: str = "Data_Entry_201
     (folder / name).write_text("\n".join([HEADER, *rows, ""]))
 
 
+def write_boxes(folder: Path, rows: Sequence[str]) -> None:
+    """Rows of image, disease, x, y, width and height under NIH's header, which splits and ends in commas."""
+    (folder / "BBox_List_2017.csv").write_text("\n".join(["Image Index,Finding Label,Bbox [x,y,w,h],,,", *rows, ""]))
+
+
 def write_lists(folder: Path, train_val: Sequence[str], test: Sequence[str]) -> None:
     (folder / "train_val_list.txt").write_text("\n".join(train_val))
     (folder / "test_list.txt").write_bytes("\r\n".join(test).encode())

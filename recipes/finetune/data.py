@@ -58,6 +58,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class BoxedFinding:
+    """A label of an image, and where it is seen.
+
+    Attributes:
+        case: the image.
+        label: its place among the task's classes.
+        boxes: (B, 4): left, top, right and bottom as shares of the image's side, 0 to 1.
+    """
+
+    case: str
+    label: int
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
 class ImageData:
     """A data set, split and at its final size.
 

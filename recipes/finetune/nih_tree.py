@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from finetune.chestxray14 import ChestXrays, check_complete, label_row
+from finetune.data import BoxedFinding
 from finetune.errors import InputError
 from finetune.files import sha256_of
 
 # NIH's corrected labels come first: of two files that one is read.
 LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
+BOX_FILE = "BBox_List_2017.csv"
 _NAME, _LABELS, _PATIENT = "Image Index", "Finding Labels", "Patient ID"
+_BOX_SIDE = 1024
 _AGE_BANDS = ((17, "0-17"), (39, "18-39"), (64, "40-64"), (100, "65-100"))
 
 
@@ -77,6 +80,45 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
         description={"label_file": label_file.name, "sha256": files[label_file.name]},
         subgroups={name: [entries[case].subgroups[name] for case in cases] for name in ("view", "sex", "age")},
     )
+
+
+def read_boxes(folder: Path) -> list[BoxedFinding] | None:
+    """The boxes that radiologists drew for eight of the diseases, by image and disease; None without that file.
+
+    Its header splits `Bbox [x,y,w,h]` over columns and ends with empty ones; Infiltration is called Infiltrate there.
+    x, y, width and height are in pixels of the images as NIH distributes them, 1024 x 1024.
+    """
+    path = folder / BOX_FILE
+    if not path.is_file():
+        return None
+    boxes: dict[tuple[str, int], list[tuple[float, ...]]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if header[:3] != ["Image Index", "Finding Label", "Bbox [x"]:
+                raise InputError(f"{path} begins with {','.join(header)!r}: expected NIH's list of boxes")
+            for row in reader:
+                case, label, box = _box(row, f"{path}, line {reader.line_num}")
+                boxes.setdefault((case, label), []).append(box)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} can't be read as CSV ({error}): get it again from NIH, or take it away") from error
+    return [BoxedFinding(case, label, np.array(found)) for (case, label), found in boxes.items()]
+
+
+def _box(row: list[str], where: str) -> tuple[str, int, tuple[float, ...]]:
+    """Image, label and the box's left, top, right and bottom as shares of the side."""
+    try:
+        case, name, *numbers = row[:6]
+        x, y, width, height = map(float, numbers)
+        label = label_row([name], where).index(1)
+    except ValueError:
+        raise InputError(f"{where}: expected an image, a disease, and x, y, width and height of its box") from None
+    if not 0 <= x < x + width <= _BOX_SIDE or not 0 <= y < y + height <= _BOX_SIDE:
+        raise InputError(
+            f"{where}: the box {x:g}, {y:g}, {width:g}, {height:g} is not in {_BOX_SIDE} x {_BOX_SIDE} pixels"
+        )
+    return case, label, tuple(edge / _BOX_SIDE for edge in (x, y, x + width, y + height))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from finetune.chestxray14 import LABELS, chestxray_data
 from finetune.data import ImageData
 from finetune.errors import InputError
-from finetune.nih_tree import age_band, read_nih_tree
-from small_trees import HEADER, case_names, image_path, make_tree, write_labels, write_lists
+from finetune.nih_tree import age_band, read_boxes, read_nih_tree
+from small_trees import HEADER, case_names, image_path, make_tree, write_boxes, write_labels, write_lists
 
 
 @pytest.fixture
@@ -58,6 +59,50 @@ def test_subgroups_agree_with_the_csv_for_every_image(shared_file) -> None:
     assert xrays.subgroups["sex"] == csv["Patient Gender"].tolist()
     assert xrays.subgroups["age"] == bands.tolist()
     assert csv["Patient Age"].max() == 92
+
+
+def test_boxes_agree_with_the_csv_and_all_are_of_test_images(shared_file) -> None:
+    folder = shared_file("data/nih-mini")
+    csv = pandas.read_csv(folder / "BBox_List_2017.csv", skiprows=1, header=None, usecols=range(6))
+    findings = read_boxes(folder)
+    assert len(findings) == len(csv) == 984
+    for finding, (_, (case, name, x, y, width, height)) in zip(findings, csv.iterrows(), strict=True):
+        assert (finding.case, LABELS[finding.label]) == (case, name.replace("Infiltrate", "Infiltration"))
+        np.testing.assert_allclose(finding.boxes * 1024, [[x, y, x + width, y + height]], atol=1e-9)
+    xrays = read_nih_tree(folder, allow_missing=False)
+    test = {case: row for row, case in enumerate(xrays.cases) if xrays.test[row]}
+    there = [finding for finding in findings if finding.case in xrays.cases]
+    assert len({finding.case for finding in there}) == 91
+    assert all(xrays.labels[test[finding.case], finding.label] for finding in there)
+
+
+def test_boxes_of_one_finding_stand_together_and_no_file_is_none(tree: Path) -> None:
+    assert read_boxes(tree) is None
+    write_boxes(tree, ["a.png,Mass,0,512,256,512,,,", "b.png,Mass,1,1,2,2", "a.png,Mass,0,0,1024,1024"])
+    first, second = read_boxes(tree)
+    assert (first.case, second.case, LABELS[first.label]) == ("a.png", "b.png", "Mass")
+    assert first.boxes.tolist() == [[0, 0.5, 0.25, 1], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ("a.png,Mass,0,0,10", "line 2: expected an image, a disease, and x, y, width and height of its box"),
+        ("a.png,Mass,0,0,10,x", "line 2: expected an image, a disease, and x, y, width and height of its box"),
+        ("a.png,No Finding,0,0,10,10", "line 2: expected an image, a disease"),
+        ("a.png,Fracture,0,0,10,10", "line 2 has the label 'Fracture'"),
+        ("a.png,Mass,1000,0,50,10", "the box 1000, 0, 50, 10 is not in 1024 x 1024 pixels"),
+        ("a.png,Mass,0,0,nan,10", "is not in 1024 x 1024 pixels"),
+        ("a.png,Mass,0,0,0,10", "is not in 1024 x 1024 pixels"),
+    ],
+)
+def test_boxes_that_cant_be_used(tree: Path, row: str, expected: str) -> None:
+    write_boxes(tree, [row])
+    with pytest.raises(InputError, match=re.escape(expected)):
+        read_boxes(tree)
+    (tree / "BBox_List_2017.csv").write_text("image,label\n")
+    with pytest.raises(InputError, match="begins with 'image,label': expected NIH's list of boxes"):
+        read_boxes(tree)
 
 
 @pytest.mark.parametrize(
