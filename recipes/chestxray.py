@@ -5,15 +5,17 @@ accelerate launch recipes/chestxray.py --data-dir DIR --config recipes/configs/p
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import datasets
 import joblib
 from finetune.chestxray14 import NAME, chestxray_data
+from finetune.chestxray_sections import chestxray_sections
 from finetune.data import ImageData
 from finetune.errors import InputError, exit_on_input_error
 from finetune.nih_hub import read_nih_hub
-from finetune.nih_tree import read_nih_tree
+from finetune.nih_tree import read_boxes, read_nih_tree
 from finetune.options import Options, parse_options
 from finetune.trial import run_trial
 
@@ -56,8 +58,15 @@ def _run(argv: list[str] | None) -> None:
         data = _load(options)
         counts = [f"{len(split):,} in {part}" for part, split in data.splits.items()]
         print(f"{NAME} is prepared: {', '.join(counts)}")
-    else:
-        run_trial(options, lambda: _load(options), f"{NAME}-{options.model}", main_first=False)
+        return
+    findings = read_boxes(options.data_dir) if options.data_dir else None
+    run_trial(
+        options,
+        lambda: _load(options),
+        f"{NAME}-{options.model}",
+        main_first=False,
+        add_sections=partial(chestxray_sections, findings=findings),
+    )
 
 
 def _check(options: ChestXrayOptions) -> None:

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -28,7 +29,7 @@ from finetune.statistics import Bootstrap, bootstrap
 from finetune.summary import read_summary, summarise, table, write_summary
 from finetune.trackers import check_tracker
 
-AddSections = Callable[[Path, Options, ImageData], list[Section]]
+AddSections = Callable[[Path, Options, ImageData, dict[str, Any]], list[Section]]
 # The main process alone scores and pictures the finished arms, while the others wait.
 _LONGEST_WAIT = timedelta(hours=3)
 
@@ -51,7 +52,7 @@ def run_trial(
         main_first: let the main process load first, so that it alone downloads. Not for loading that takes long, where
             the others' waiting would time out.
         add_sections: what the recipe has to tell beyond the trial's own figures, from the finished arms in the run
-            folder; the main process calls it.
+            folder and the content of summary.json; the main process calls it.
     """
     check_model_name(options.model)
     check_arms(options)
@@ -80,7 +81,7 @@ def run_trial(
             about = {"data": data.name, "classes": list(data.task.classes)}
             summary = about | summarise(data.task.kind, results, _resampled_test(run, options, data))
             if add_sections:
-                write_sections(run, add_sections(run, options, data))
+                write_sections(run, add_sections(run, options, data, summary))
             write_summary(run, summary)
     if accelerator.is_main_process:
         if not (run / REPORT).exists():

@@ -12,9 +12,10 @@ import pytest
 from finetune.chestxray14 import LABELS
 from finetune.options import parse_options
 from finetune.results import read_predictions
+from finetune.sections import read_sections
 from sklearn.metrics import roc_auc_score
 from small_runs import run_recipe
-from small_trees import case_names, image_path, make_tree
+from small_trees import case_names, image_path, make_tree, write_boxes
 
 QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "1", "--inmerge-epochs", "1"]
 CONFIGS = Path(chestxray.__file__).parent / "configs"
@@ -68,6 +69,52 @@ def test_a_trial_names_patients_and_records_its_data(quick: list[object], tmp_pa
     assert (data["prepare_size"], data["image_size"], data["left_out"]) == (18, 16, [])
     assert {part: counts["images"] for part, counts in data["splits"].items()} == {"train": 34, "val": 6, "test": 20}
     assert json.loads((folder / "versions.json").read_text())["data"]["Data_Entry_2017.csv"] == data["sha256"]
+    localisation = read_sections(folder)[-1]
+    assert (localisation.title, list(localisation.rows)) == ("Localisation", [])
+    assert localisation.text.startswith("Not done: there is no BBox_List_2017.csv in --data-dir")
+
+
+def test_sections_stand_beside_the_trial(quick: list[object], tree: Path, tmp_path: Path) -> None:
+    """The paper's table with this run's figures, the subgroups that there are, and boxes of two test images."""
+    cases = case_names(30)[40:]
+    write_boxes(tree, [f"{cases[3]},Infiltrate,0,0,256,1024", f"{cases[0]},Mass,0,0,1024,1024"])
+    folder = tmp_path / "run"
+    run(*quick, "--arms", "inmerge", "baseline")
+    paper, subgroups, localisation = read_sections(folder)
+    assert [paper.title, subgroups.title, localisation.title] == ["Beside the paper", "Subgroups", "Localisation"]
+
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {row[0]: dict(zip(paper.header, row, strict=True)) for row in paper.rows}
+    assert list(rows)[:15] == [*(label.replace("_", " ") for label in LABELS), "Mean"]
+    for arm in ("baseline", "inmerge"):
+        mass = summary["per_class"][arm]["Mass"]
+        low, high = mass["auroc"]["bootstrap_low"], mass["auroc"]["bootstrap_high"]
+        assert rows["Mass"][f"AUROC, {arm}"] == f"{mass['auroc']['mean']:.3f} [{low:.3f}, {high:.3f}]"
+        assert rows["Mass"][f"AUPRC, {arm}"] == f"{mass['auprc']['mean']:.3f}"
+        assert rows["Mean"][f"AUROC, {arm}"].startswith(f"{summary['arms'][arm]['auroc']['mean']:.3f} [")
+        assert rows["Edema"][f"AUROC, {arm}"] is rows["Edema"][f"AUPRC, {arm}"] is None
+    printed = [rows[name]["AUROC, paper's Table 1"] for name in rows]
+    assert printed[:2] + printed[13:16] == [".805", ".895", ".903", ".830", ".745"]
+    assert sum(float(value) for value in printed[:14]) / 14 == pytest.approx(0.830, abs=0.001)
+
+    assert [row[:3] for row in subgroups.rows] == [[name, "20", "10"] for name in ("view: PA", "sex: M", "age: 40-64")]
+    assert [row[:3] for row in localisation.rows] == [
+        ["Infiltration", "1", "0.188"],  # 4.5 of 18 columns, of which the first is cut off: the centres of 3 in 16
+        ["Mass", "1", "1.000"],
+        ["all", "2", "0.594"],
+    ]
+    for path, _ in localisation.figures:
+        assert (folder / path).is_file()
+
+
+def test_boxes_are_checked_before_anything_is_trained(
+    quick: list[object], tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_boxes(tree, ["00000021_000.png,Mass,0,0,10"])
+    with pytest.raises(SystemExit):
+        run(*quick)
+    assert "BBox_List_2017.csv, line 2: expected an image, a disease" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_crops_and_flips_are_the_same_for_both_arms_and_when_repeated(quick: list[object], tmp_path: Path) -> None:
@@ -149,3 +196,9 @@ def test_real_images_with_given_weights(shared_file, tmp_path: Path) -> None:
         assert set(predictions["case"]) == set((data / "test_list.txt").read_text().split())
         check_aurocs(tmp_path / f"run/seed_0/{arm}", "test", summary["arms"][arm]["auroc"]["values"][0])
     assert sum(layer["merged"] for layer in summary["merges"]["inmerge"].values()) > 0
+    paper, subgroups, localisation = read_sections(tmp_path / "run")
+    assert None not in paper.rows[0]
+    assert [row[0] for row in subgroups.rows[:4]] == ["view: AP", "view: PA", "sex: F", "sex: M"]
+    assert "Of 984 findings with boxes, 116 are of images in this test set." in localisation.text
+    assert localisation.rows[-1][:2] == ["all", "116"]
+    assert len(localisation.figures) == 8
