@@ -12,7 +12,16 @@ import torch.nn.functional as F
 from finetune import localisation
 from finetune.data import BoxedFinding, ImageData, Split
 from finetune.files import write_weights
-from finetune.localisation import feature_map_layer, grad_cam, in_boxes, localisation_section, maximum, targets
+from finetune.localisation import (
+    Target,
+    feature_map_layer,
+    grad_cam,
+    hit,
+    in_boxes,
+    localisation_section,
+    maximum,
+    targets,
+)
 from finetune.options import Options
 from finetune.results import write_predictions
 from finetune.tasks import Task
@@ -82,6 +91,12 @@ def test_the_maximum_is_that_of_the_upsampled_map() -> None:
         x, y = maximum(cam, 35)
         assert upsampled[int(y), int(x)] == pytest.approx(upsampled.max(), abs=1e-6)
         assert (x / 35 * 5) % 1 == pytest.approx(0.5)
+
+
+def test_a_map_that_is_positive_nowhere_points_nowhere() -> None:
+    everywhere = Target(row=0, label=0, boxes=np.array([[0, 0, SIZE, SIZE]]), share=1.0)
+    assert hit(np.eye(8), everywhere, SIZE)
+    assert not hit(np.zeros((8, 8)), everywhere, SIZE)
 
 
 def test_boxes_are_cut_at_the_border_of_what_is_seen(data: ImageData) -> None:
