@@ -4,7 +4,6 @@ A report is a list of sections; the templates know nothing of what is in them.
 """
 
 import base64
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
 from finetune.arms import BASELINE
 from finetune.figures import (
@@ -25,7 +25,7 @@ from finetune.figures import (
 from finetune.files import write_text
 from finetune.finished import FinishedRun
 from finetune.results import WEIGHTS
-from finetune.sections import Section
+from finetune.sections import Section, interval_text, number_text
 from finetune.statistics import LEVEL
 
 REPORT = "report.html"
@@ -43,6 +43,7 @@ METRIC_NAMES = {
     "medmnist_auc": "medmnist's AUC",
     "medmnist_acc": "medmnist's ACC",
 }
+_SIGNED = "{:+.4f}"
 _NOT_SETTINGS = {"resume", "config", "output", "data_dir", "workers", "tracker", "prepared_dir", "prepare_workers"}
 
 
@@ -111,7 +112,7 @@ def _verdict(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
     rows = [
         [
             name,
-            _number(difference["mean"], signed=True),
+            number_text(difference["mean"], _SIGNED),
             _interval(difference["low"], difference["high"]),
             _interval(difference["bootstrap_low"], difference["bootstrap_high"]),
             None if difference["p_adjusted"] is None else f"{difference['p_adjusted']:.2g}",
@@ -162,7 +163,7 @@ def _arms(run: FinishedRun) -> Section:
             epochs = "last" if last else f"best ({', '.join(map(str, run.summary['epochs'][arm]))})"
             rows.append([arm, epochs, *(_mean(scores[metric]) for metric in metrics)])
         for arm, differences in figures["differences"].items():
-            cells = (_number(differences[metric]["mean"], signed=True) for metric in metrics)
+            cells = (number_text(differences[metric]["mean"], _SIGNED) for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
     text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
     absent = [name for name, scores in run.summary["per_class"][BASELINE].items() if scores["auroc"]["mean"] is None]
@@ -172,14 +173,22 @@ def _arms(run: FinishedRun) -> Section:
 
 
 def _per_class(run: FinishedRun) -> Section:
+    figures = run.summary["per_class"]
     metrics = ("auroc", "auprc", "f1")
-    header = ("class", *(f"{METRIC_NAMES[metric]} {arm}" for metric in metrics for arm in run.arms))
-    rows = [
-        [name, *(_mean(run.summary["per_class"][arm][name][metric]) for metric in metrics for arm in run.arms)]
-        for name in run.summary["per_class"][BASELINE]
-    ]
+    header = ["class", *(f"{METRIC_NAMES[metric]} {arm}" for metric in metrics for arm in run.arms)]
+    header[1 + len(run.arms) : 1 + len(run.arms)] = [f"AUROC {arm} - {BASELINE}" for arm in run.other_arms]
+    rows = []
+    for name in figures[BASELINE]:
+        cells = [[_mean(figures[arm][name][metric]) for arm in run.arms] for metric in metrics]
+        differences = [figures[arm][name]["auroc"]["difference"] for arm in run.other_arms]
+        cells[0] += [
+            interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"])) for found in differences
+        ]
+        rows.append([name, *(cell for row in cells for cell in row)])
     of = "The positive class" if run.task.kind == "binary" else "Each label" if run.task.multi_label else "Each class"
-    return Section("Per class", f"{of} on test, of the epochs kept.", header, rows)
+    over = run.summary["intervals"]["bootstrap_low, bootstrap_high"]
+    text = f"{of} on test, of the epochs kept. After a difference: the {over}, not adjusted for how many there are."
+    return Section("Per class", text, header, rows)
 
 
 def _merges(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
@@ -216,7 +225,7 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "size": run.options["image_size"] or run.options.get("source_size"),
         "epoch": run.summary["epochs"][arm][place],
         "scores": [
-            (METRIC_NAMES.get(metric, metric), _number(figure["values"][place]), _mean(figure))
+            (METRIC_NAMES.get(metric, metric), number_text(figure["values"][place]), _mean(figure))
             for metric, figure in scores.items()
         ],
         "verdicts": [
@@ -236,7 +245,7 @@ def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
                 run.name,
                 arm,
                 _mean(run.summary["arms"][BASELINE]["auroc"]),
-                _number(difference["mean"], signed=True),
+                number_text(difference["mean"], _SIGNED),
                 _interval(difference["low"], difference["high"]),
                 _interval(difference["bootstrap_low"], difference["bootstrap_high"]),
                 _share(_total(layers)) if layers else None,
@@ -246,7 +255,7 @@ def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
     return rows
 
 
-def _differences_of_runs(runs: Sequence[FinishedRun]) -> Any:
+def _differences_of_runs(runs: Sequence[FinishedRun]) -> Figure:
     rows = [
         (f"{label}\n{arm}", run.summary["differences"][arm]["auroc"])
         for label, run in zip(_labels(runs), runs, strict=True)
@@ -317,11 +326,7 @@ def _share(count: dict[str, int]) -> str | None:
 def _mean(figure: dict[str, Any]) -> str | None:
     if figure["mean"] is None:
         return None
-    return _number(figure["mean"]) + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
-
-
-def _number(value: float | None, signed: bool = False) -> str | None:
-    return None if value is None or math.isnan(value) else f"{value:+.4f}" if signed else f"{value:.4f}"
+    return number_text(figure["mean"]) + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
 
 
 def _interval(low: float | None, high: float | None) -> str | None:
