@@ -5,7 +5,6 @@ from captum. Pointing game: Zhang et al., "Top-down Neural Attention by Excitati
 tolerance of some pixels around the object: a hit is a map's maximum in a box.
 """
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from finetune.batches import channel_statistics, crop, model_input
 from finetune.data import BoxedFinding, ImageData
-from finetune.files import write_bytes
+from finetune.figures import PLOTS, write_figure
 from finetune.models import create_model
 from finetune.options import Options
 from finetune.results import WEIGHTS, read_test_probabilities
@@ -197,7 +196,6 @@ def _pictures(
 ) -> list[tuple[str, str]]:
     """One picture per label, of its first target; their paths in the run folder and what they show."""
     probabilities = read_test_probabilities(run, options.arms, options.seeds[:1])
-    (run / "plots").mkdir(exist_ok=True)
     figures = []
     for label in sorted({target.label for target in found}):
         k, target = next((k, target) for k, target in enumerate(found) if target.label == label)
@@ -205,10 +203,8 @@ def _pictures(
         image = crop(torch.from_numpy(data.test.images[[target.row]]), data.size)[0].permute(1, 2, 0).numpy()
         likely = {arm: seeds[0][target.row, label] for arm, seeds in probabilities.items()}
         picture = overlays(image, {arm: cams[k] for arm, cams in maps.items()}, target, likely, f"{name}, {case}")
-        content = io.BytesIO()
-        picture.savefig(content, format="png", dpi=110)
-        path = f"plots/grad_cam_{name}.png"
-        write_bytes(run / path, content.getvalue())
+        path = f"{PLOTS}/grad_cam_{name}.png"
+        write_figure(run / path, picture)
         arms = " and ".join(options.arms)
         figures.append((path, f"{name} in {case}: the image with its box, and the Grad-CAM of {arms}"))
     return figures
