@@ -84,7 +84,14 @@ def _parser() -> argparse.ArgumentParser:
         help="shallow layers left alone: a whole number, or a fraction of those counted (default: 0.6)",
     )
     settings.add_argument("--merge-prob", type=float, default=0.3, metavar="P", help="(default: 0.3)")
-    settings.add_argument("--similarity-threshold", type=float, default=0.3, metavar="TAU", help="(default: 0.3)")
+    settings.add_argument(
+        "--similarity-threshold",
+        type=_number_or_text,
+        default=0.3,
+        metavar="TAU",
+        help="a cosine, as in the paper, or one that fits each layer: 4sd for 4 standard deviations of random kernels' "
+        "cosines, q0.9 for the quantile of the drawn pairs' cosines (default: 0.3)",
+    )
     settings.add_argument("--names", metavar="REGEX", help="select the layers whose names match, whatever their depth")
     settings.add_argument(
         "--layer-types",
@@ -116,6 +123,13 @@ def _count_or_fraction(text: str) -> float:
         return int(text) if re.fullmatch(r"[+-]?\d+", text) else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -354,7 +368,7 @@ def _table(profiles: list[LayerProfile], title: str, options: argparse.Namespace
         )
     columns = (
         f"length: weights of a kernel; mean, 95 %, highest: of the cosines; above: share of pairs above "
-        f"{options.similarity_threshold:g}; random: that share for random kernels; merges: expected per step."
+        f"{options.similarity_threshold}; random: that share for random kernels; merges: expected per step."
     )
     return [title, "", *lines, "", columns, *totals]
 
@@ -398,6 +412,7 @@ def _scalars(profile: LayerProfile) -> dict[str, Any]:
         "row_length": profile.row_length,
         "groups": profile.groups,
         "mean": profile.mean,
+        "threshold": profile.threshold,
         "share_above_threshold": profile.share_above_threshold,
         "random_share_above_threshold": profile.random_share_above_threshold,
         "expected_draws": profile.expected_draws,

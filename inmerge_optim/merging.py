@@ -9,8 +9,9 @@ dtype; the cosines and the merges are computed where the weight is, and nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +20,29 @@ from torch import Tensor
 
 Criterion = Literal["similar", "dissimilar", "any"]
 Indices = npt.NDArray[np.int64]
+Setting = TypeVar("Setting", bound=float | str)
 
 CRITERIA: tuple[Criterion, ...] = ("similar", "dissimilar", "any")
-_RANGES = {"merge_prob": (0.0, 1.0), "merge_weight": (0.0, 1.0), "similarity_threshold": (-1.0, 1.0)}
+
+
+class Threshold(NamedTuple):
+    """tau, which the cosine of a pair must exceed, as the user meant it; see parse_threshold.
+
+    Attributes:
+        kind: what ``value`` is: the cosine itself, a number of standard deviations of the cosine of two random rows
+            (1/sqrt(d) for rows of length d), or a quantile of the cosines that a step draws in a layer.
+        value: in [-1, 1], any number, or a share in [0, 1].
+    """
+
+    kind: Literal["cosine", "sd", "quantile"]
+    value: float
 
 
 class Rule(NamedTuple):
     """How a drawn pair is judged and merged: alpha, tau and which side of tau is merged."""
 
     merge_weight: float
-    similarity_threshold: float
+    threshold: Threshold
     criterion: Criterion = "similar"
 
 
@@ -48,16 +62,53 @@ class DrawnLayer(NamedTuple):
     shuffle: Indices
 
 
-def check_setting(name: str, value: float) -> float:
-    """Return ``value`` if it is in the range of the setting ``name``: [0, 1], or [-1, 1] for the cosine threshold.
+def parse_threshold(value: float | str) -> Threshold:
+    """Read a similarity threshold.
+
+    Args:
+        value: a cosine in [-1, 1], as in the paper; "4sd" for so many standard deviations of the cosine of two random
+            rows, k/sqrt(d) for kernels of d weights; "q0.9" for the quantile, in [0, 1], of the cosines of the pairs
+            that a step draws in a layer, by which about a tenth of them merges.
 
     Raises:
-        ValueError: it is out of range, or no number.
+        ValueError: it is none of these.
+
+    Example:
+        >>> parse_threshold(0.3), parse_threshold("4sd")
+        (Threshold(kind='cosine', value=0.3), Threshold(kind='sd', value=4.0))
     """
-    low, high = _RANGES[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not low <= value <= high:
-        raise ValueError(f"{name} is {value!r}, but it must be a number from {low:g} to {high:g}")
+    if isinstance(value, str):
+        number = value[1:] if value.startswith("q") else value.removesuffix("sd")
+        try:
+            found = float(number)
+        except ValueError:
+            found = math.nan
+        if value.startswith("q") and 0 <= found <= 1:
+            return Threshold("quantile", found)
+        if value.endswith("sd") and math.isfinite(found):
+            return Threshold("sd", found)
+    elif _is_number(value) and -1 <= value <= 1:
+        return Threshold("cosine", value)
+    raise ValueError(
+        f"similarity_threshold is {value!r}, but it must be a number from -1 to 1, '<k>sd' or 'q<share from 0 to 1>'"
+    )
+
+
+def check_setting(name: str, value: Setting) -> Setting:
+    """Return ``value`` if the setting ``name`` may have it: a number in [0, 1], or what parse_threshold can read.
+
+    Raises:
+        ValueError: it may not.
+    """
+    if name == "similarity_threshold":
+        parse_threshold(value)
+    elif not _is_number(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value!r}, but it must be a number from 0 to 1")
     return value
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
 
 
 def check_criterion(criterion: str) -> Criterion:
@@ -117,31 +168,51 @@ def take_rows(weight: Tensor, rows: Tensor) -> Tensor:
     return taken.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def accept_pairs(own: Tensor, donors: Tensor, rule: Rule, shuffle: Tensor | None = None) -> Tensor:
-    """Say which pairs of rows are to be merged (Algorithm 1, the comparison with tau).
+def pair_cosines(own: Tensor, donors: Tensor) -> Tensor:
+    """Return the cosines of pairs of rows, (m,), from two tensors of (m, d), float32 or float64.
+
+    The cosine of a zero row is 0; a pair with a non-finite row has NaN.
+    """
+    # Scaled to a largest entry of 1, neither tiny nor huge kernels leave the range of the squares; inf / inf is NaN.
+    own_scale, donor_scale = own.abs().amax(1, keepdim=True), donors.abs().amax(1, keepdim=True)
+    a = own / torch.where(own_scale > 0, own_scale, 1)
+    b = donors / torch.where(donor_scale > 0, donor_scale, 1)
+    norms = (a * a).sum(1).sqrt() * (b * b).sum(1).sqrt()
+    return (a * b).sum(1) / torch.where(norms > 0, norms, 1)
+
+
+def accept_pairs(cosines: Tensor, row_length: int, rule: Rule, shuffle: Tensor | None = None) -> Tensor:
+    """Say which pairs are to be merged (Algorithm 1, the comparison with tau).
 
     Args:
-        own: the picked kernels, (m, d), float32 or float64.
-        donors: their partners, (m, d).
+        cosines: of the drawn pairs, (m,), as pair_cosines has them.
+        row_length: d, the weights of a kernel.
         rule: "similar" and "any" accept cosines above its threshold, "dissimilar" the others.
         shuffle: a permutation of m places, by which "any" hands the acceptances round among the pairs.
 
     Returns:
-        A mask of m booleans. The cosine of a zero kernel is 0; a pair with a non-finite kernel is never accepted.
+        A mask of m booleans; a pair without a cosine is never accepted.
     """
-    own_scale, donor_scale = own.abs().amax(1, keepdim=True), donors.abs().amax(1, keepdim=True)
-    finite = (own_scale.isfinite() & donor_scale.isfinite()).squeeze(1)
-    # Scaled to a largest entry of 1, neither tiny nor huge kernels leave the range of the squares.
-    a = own / torch.where(own_scale > 0, own_scale, 1)
-    b = donors / torch.where(donor_scale > 0, donor_scale, 1)
-    norms = (a * a).sum(1).sqrt() * (b * b).sum(1).sqrt()
-    cosine = (a * b).sum(1) / torch.where(norms > 0, norms, 1)
-    accepted = cosine > rule.similarity_threshold
+    accepted = cosines > _cosine_threshold(cosines, row_length, rule.threshold)
     if rule.criterion == "dissimilar":
         accepted = ~accepted
     elif rule.criterion == "any":
         accepted = accepted[shuffle]
-    return accepted & finite
+    return accepted & cosines.isfinite()
+
+
+def _cosine_threshold(cosines: Tensor, row_length: int, threshold: Threshold) -> Tensor | float:
+    """Return the cosine that a threshold stands for among the drawn pairs of a layer, without reading them."""
+    if threshold.kind == "cosine":
+        return threshold.value
+    if threshold.kind == "sd":
+        return threshold.value / math.sqrt(row_length)
+    if not cosines.numel():
+        return 1.0
+    # The closest observation (Hyndman and Fan's type 3): as near to q of the pairs as whole ones allow are not above
+    # it, without bias where few are drawn. Sorting puts NaN last.
+    not_above = (threshold.value * cosines.isfinite().sum()).round().clamp(min=1).long()
+    return cosines.sort().values.index_select(0, not_above.reshape(1) - 1)
 
 
 def blend_rows(own: Tensor, donors: Tensor, merge_weight: float) -> Tensor:
@@ -161,6 +232,15 @@ def put_rows_(weight: Tensor, rows: Tensor, merged: Tensor, accepted: Tensor) ->
     weight.index_copy_(0, rows, torch.where(mask, merged.reshape(kept.shape).to(weight.dtype), kept))
 
 
+def merge_rows_(
+    weight: Tensor, rows: Tensor, own: Tensor, donors: Tensor, rule: Rule, shuffle: Tensor | None = None
+) -> Tensor:
+    """Merge the kernels ``rows`` of ``weight``, which are ``own``, with ``donors`` in place; return how many merged."""
+    accepted = accept_pairs(pair_cosines(own, donors), own.shape[1], rule, shuffle)
+    put_rows_(weight, rows, blend_rows(own, donors, rule.merge_weight), accepted)
+    return accepted.sum()
+
+
 def merge_pairs_(weight: Tensor, picked: Tensor, partners: Tensor, shuffle: Tensor, rule: Rule) -> Tensor:
     """Merge drawn pairs of kernels in place; the arguments are those of DrawnLayer, on the weight's device.
 
@@ -171,9 +251,7 @@ def merge_pairs_(weight: Tensor, picked: Tensor, partners: Tensor, shuffle: Tens
     """
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         own, donors = take_rows(weight, picked), take_rows(weight, partners)
-        accepted = accept_pairs(own, donors, rule, shuffle)
-        put_rows_(weight, picked, blend_rows(own, donors, rule.merge_weight), accepted)
-        return accepted.sum()
+        return merge_rows_(weight, picked, own, donors, rule, shuffle)
 
 
 def merge_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tensor]:
@@ -196,7 +274,7 @@ def merge_kernels_(
     *,
     merge_prob: float,
     merge_weight: float,
-    similarity_threshold: float,
+    similarity_threshold: float | str,
     groups: int = 1,
     criterion: Criterion = "similar",
     rng: np.random.Generator,
@@ -207,7 +285,8 @@ def merge_kernels_(
         weight: floating point, of any shape, with the kernels on dim 0: (output channels, ...).
         merge_prob: p, in [0, 1]: how likely each kernel is picked.
         merge_weight: alpha, in [0, 1]: the share that a merged kernel keeps of itself.
-        similarity_threshold: tau, in [-1, 1]: pairs with a cosine above it are merged.
+        similarity_threshold: tau: pairs with a cosine above it are merged. A number in [-1, 1], "4sd" for 4/sqrt(d)
+            with kernels of d weights, or "q0.9" for that quantile of the drawn pairs' cosines; see parse_threshold.
         groups: the groups of the convolution; partners come from the same group.
         criterion: "similar" is the paper's; "dissimilar" merges the pairs whose cosine is not above tau; "any"
             merges as many as "similar" does, taken from the drawn pairs whatever their cosine.
@@ -228,12 +307,11 @@ def merge_kernels_(
     """
     check_setting("merge_prob", merge_prob)
     check_setting("merge_weight", merge_weight)
-    check_setting("similarity_threshold", similarity_threshold)
-    criterion = check_criterion(criterion)
+    rule = Rule(merge_weight, parse_threshold(similarity_threshold), check_criterion(criterion))
     if not weight.is_floating_point():
         raise TypeError(f"the weight is {weight.dtype}, but kernels of floating point numbers are merged")
     if weight.dim() == 0 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"groups is {groups}, but it must divide the kernels of a weight of {tuple(weight.shape)}")
     picked, partners = draw_pairs(weight.shape[0], groups, merge_prob, rng)
     layer = DrawnLayer(weight, picked, partners, rng.permutation(picked.size))
-    return merge_layers_([layer], Rule(merge_weight, similarity_threshold, criterion))[0]
+    return merge_layers_([layer], rule)[0]

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
-from inmerge_optim.merging import Criterion, DrawnLayer, Rule, check_criterion, check_setting, draw_pairs, merge_layers_
+from inmerge_optim.merging import (
+    Criterion,
+    DrawnLayer,
+    Rule,
+    Setting,
+    check_criterion,
+    check_setting,
+    draw_pairs,
+    merge_layers_,
+    parse_threshold,
+)
 from inmerge_optim.sharding import is_sharded, merge_sharded_layers_
 
 _PAIRS_BEFORE_CHECK = 10_000
@@ -47,16 +57,17 @@ class _Address(NamedTuple):
     shape: torch.Size
 
 
-class _Setting:
-    """A number that may be set between steps, and is checked when it is."""
+class _Setting(Generic[Setting]):
+    """A setting that may be changed between steps, and is checked when it is."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, instance: InMergeOptimizer, owner: type | None = None) -> float:
-        return instance._settings[self.name]
+    def __get__(self, instance: InMergeOptimizer, owner: type | None = None) -> Setting:
+        value: Setting = instance._settings[self.name]
+        return value
 
-    def __set__(self, instance: InMergeOptimizer, value: float) -> None:
+    def __set__(self, instance: InMergeOptimizer, value: Setting) -> None:
         instance._settings[self.name] = check_setting(self.name, value)
 
 
@@ -77,7 +88,10 @@ class InMergeOptimizer(Optimizer):
         skip_layers: L_s, how many shallow layers are left alone: an int, or a fraction in [0, 1) as a float.
         merge_prob: p, in [0, 1]. It may be changed between steps, as may the next two.
         merge_weight: alpha, in [0, 1], the share that a merged kernel keeps of itself.
-        similarity_threshold: tau, in [-1, 1]; a cosine must be above it.
+        similarity_threshold: tau; a cosine must be above it. A number in [-1, 1], as in the paper, or a text that
+            means the same in every layer: "4sd" for 4 standard deviations of the cosine of two random rows, which are
+            1/sqrt(d) for kernels of d weights; "q0.9" for the quantile, in [0, 1], of the cosines of the pairs that
+            the step draws in the layer, by which a tenth of them merges.
         criterion: "similar" as in the paper; as controls, "dissimilar" merges the pairs whose cosine is not above
             tau (the paper's Fig. 2b), and "any" as many as "similar" does, but whatever their cosine.
         seed: with the step number it determines all random choices, the same on every rank.
@@ -102,9 +116,9 @@ class InMergeOptimizer(Optimizer):
         ['2']
     """
 
-    merge_prob = _Setting()
-    merge_weight = _Setting()
-    similarity_threshold = _Setting()
+    merge_prob = _Setting[float]()
+    merge_weight = _Setting[float]()
+    similarity_threshold = _Setting[float | str]()
 
     def __init__(
         self,
@@ -114,7 +128,7 @@ class InMergeOptimizer(Optimizer):
         skip_layers: float = 0.6,
         merge_prob: float = 0.3,
         merge_weight: float = 0.8,
-        similarity_threshold: float = 0.3,
+        similarity_threshold: float | str = 0.3,
         criterion: Criterion = "similar",
         seed: int = 0,
         names: str | Sequence[str] | None = None,
@@ -126,7 +140,7 @@ class InMergeOptimizer(Optimizer):
         _check_not_fsdp1(model)
         self.base_optimizer = base_optimizer
         super().__setstate__({})  # the hook dicts of the installed torch
-        self._settings: dict[str, float] = {}
+        self._settings: dict[str, Any] = {}
         self.merge_prob = merge_prob
         self.merge_weight = merge_weight
         self.similarity_threshold = similarity_threshold
@@ -253,7 +267,7 @@ class InMergeOptimizer(Optimizer):
 
     def __repr__(self) -> str:
         counted = sum(layer.depth is not None for layer in self._listed) or len(self._listed)
-        settings = ", ".join(f"{name}={value:g}" for name, value in self._settings.items())
+        settings = ", ".join(f"{name}={_text(value)}" for name, value in self._settings.items())
         return (
             f"{type(self).__name__}({settings}, criterion={self.criterion!r}, seed={self.seed}, "
             f"merging {len(self._addresses)} of {counted} layers, base_optimizer={self.base_optimizer!r})"
@@ -320,7 +334,7 @@ class InMergeOptimizer(Optimizer):
             )
             if picked.size and self._is_updated(address, had)
         ]
-        rule = Rule(self.merge_weight, self.similarity_threshold, self.criterion)
+        rule = Rule(self.merge_weight, parse_threshold(self.similarity_threshold), self.criterion)
         for merge, sharded in ((merge_layers_, False), (merge_sharded_layers_, True)):
             chosen = [(index, layer) for index, layer in updated if is_sharded(layer.weight) == sharded]
             for (index, layer), merged in zip(chosen, merge([layer for _, layer in chosen], rule), strict=True):
@@ -344,8 +358,8 @@ class InMergeOptimizer(Optimizer):
         if merged < _LEAST_MERGED * drawn and (main or torch.distributed.get_rank() == 0):
             warnings.warn(
                 f"{merged} of the first {drawn} drawn pairs of kernels were merged at a similarity_threshold of "
-                f"{self.similarity_threshold:g}: so far this run is nearly a plain baseline; a lower threshold or a "
-                "model with pretrained weights merges more",
+                f"{_text(self.similarity_threshold)}: so far this run is nearly a plain baseline; a lower threshold, "
+                "one that fits each layer ('4sd', 'q0.9') or a model with pretrained weights merges more",
                 NoMergeWarning,
                 stacklevel=7,  # the line that called step: torch's decorators add three frames
             )
@@ -376,6 +390,10 @@ def _check_seed(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed is {seed!r}, but it must be an int from 0")
     return int(seed)
+
+
+def _text(setting: float | str) -> str:
+    return repr(setting) if isinstance(setting, str) else f"{setting:g}"
 
 
 def _is_zero(lr: Any) -> bool:

@@ -29,7 +29,7 @@ _SELECTED, _LEFT_OUT, _NULL, _TAU = "tab:blue", "silver", "black", "tab:red"
 
 
 def plot_profile(
-    profiles: Sequence[LayerProfile], model: nn.Module, title: str, threshold: float, file_format: str
+    profiles: Sequence[LayerProfile], model: nn.Module, title: str, threshold: float | str, file_format: str
 ) -> bytes:
     """Draw the kernels of the first layer with its most and least similar pairs, and each layer's similarities.
 
@@ -37,7 +37,7 @@ def plot_profile(
         profiles: of the model's layers; those without pairs are left out.
         model: holds the weights.
         title: stands above the figure.
-        threshold: tau, drawn in every histogram.
+        threshold: the similarity threshold as it was given; what it stands for is drawn in every histogram.
         file_format: "png", "pdf", "svg" or another that matplotlib writes.
 
     Returns:
@@ -99,20 +99,20 @@ def _draw_tiles(
     axes.axis("off")
 
 
-def _draw_histograms(figure: SubFigure, profiles: Sequence[LayerProfile], rows: int, threshold: float) -> None:
+def _draw_histograms(figure: SubFigure, profiles: Sequence[LayerProfile], rows: int, threshold: float | str) -> None:
     figure.suptitle("Cosines of pairs of kernels")
     grid = figure.subplots(rows, _COLUMNS, squeeze=False, sharex=True)
     for axes in grid.ravel()[len(profiles) :]:
         axes.axis("off")
     for axes, profile in zip(grid.ravel(), profiles, strict=False):
-        _draw_histogram(axes, profile, threshold)
+        _draw_histogram(axes, profile)
     figure.legend(
         handles=[
             Patch(color=_SELECTED, label="selected for merging"),
             Patch(color=_LEFT_OUT, label="not selected"),
             Line2D([], [], color=_NULL, linewidth=1, label="random kernels of that length"),
             Line2D(
-                [], [], color=_TAU, linestyle="--", linewidth=1, label=f"threshold {threshold:g}; share of pairs above"
+                [], [], color=_TAU, linestyle="--", linewidth=1, label=f"threshold {threshold}; share of pairs above"
             ),
         ],
         loc="outside lower center",
@@ -122,7 +122,7 @@ def _draw_histograms(figure: SubFigure, profiles: Sequence[LayerProfile], rows: 
     )
 
 
-def _draw_histogram(axes: Axes, profile: LayerProfile, threshold: float) -> None:
+def _draw_histogram(axes: Axes, profile: LayerProfile) -> None:
     edges = np.linspace(-1, 1, _BARS + 1)
     counts = profile.histogram.reshape(_BARS, -1).sum(1)
     density = counts / counts.sum() / (edges[1] - edges[0])
@@ -131,7 +131,8 @@ def _draw_histogram(axes: Axes, profile: LayerProfile, threshold: float) -> None
     cosines = np.linspace(-1, 1, 801)[1:-1]
     if profile.row_length > 1:
         axes.plot(cosines, random_density(cosines, profile.row_length), color=_NULL, linewidth=0.8)
-    axes.axvline(threshold, color=_TAU, linestyle="--", linewidth=0.8)
+    if profile.threshold is not None:
+        axes.axvline(profile.threshold, color=_TAU, linestyle="--", linewidth=0.8)
     axes.set(yscale="log", xlim=(-1, 1), ylim=(least, 3 * density.max()), xticks=(-1, 0, 1))
     axes.tick_params(labelsize=7)
     axes.text(0.98, 0.95, f"{profile.share_above_threshold:.2%}", **_CORNER, transform=axes.transAxes)

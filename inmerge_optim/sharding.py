@@ -16,16 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inmerge_optim.merging import (
-    DrawnLayer,
-    Rule,
-    accept_pairs,
-    blend_rows,
-    merge_layers_,
-    put_rows_,
-    take_rows,
-    to_device,
-)
+from inmerge_optim.merging import DrawnLayer, Rule, merge_layers_, merge_rows_, take_rows, to_device
 
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
@@ -48,8 +39,8 @@ def merge_sharded_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tens
     for place, layer in enumerate(layers):
         weight = cast("DTensor", layer.weight)
         axis = _kernel_axis(weight)
-        # "any" hands acceptances from pair to pair, and so from rank to rank.
-        if axis is None or rule.criterion == "any":
+        # "any" hands acceptances from pair to pair, and so from rank to rank; a quantile is one of all ranks' cosines.
+        if axis is None or rule.criterion == "any" or rule.threshold.kind == "quantile":
             counts[place] = _merge_gathered_(layer, rule)
         else:
             by_rows.setdefault((weight.device_mesh, axis, weight.dtype), []).append(place)
@@ -106,9 +97,7 @@ def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list
     for place, (part, rows) in enumerate(zip(parts, indices[1::2], strict=True)):
         own = take_rows(part, rows)
         donors = torch.cat(pieces[place :: len(layers)]).view(own.shape).to(own.dtype)
-        accepted = accept_pairs(own, donors, rule)
-        put_rows_(part, rows, blend_rows(own, donors, rule.merge_weight), accepted)
-        counts.append(accepted.sum())
+        counts.append(merge_rows_(part, rows, own, donors, rule))
     merged = torch.stack(counts)
     dist.all_reduce(merged, group=group)
     return list(merged)

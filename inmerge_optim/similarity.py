@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
-from inmerge_optim.merging import check_setting
+from inmerge_optim.merging import Threshold, check_setting, parse_threshold
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 HISTOGRAM_BINS = 20_000  # of equal width from -1 to 1, so that what is read from them is exact to 1e-4
@@ -53,10 +53,13 @@ class LayerProfile:
         dead_kernels: the kernels whose norm is below a thousandth of the layer's largest, ascending.
         mean: the mean cosine, in [-1, 1].
         quantiles: cosines by the probabilities QUANTILES, exact to 1e-4.
-        share_above_threshold: the share of pairs whose cosine is above the similarity threshold, in [0, 1].
+        threshold: the cosine that the similarity threshold stands for in this layer: tau itself; k/sqrt(d), which may
+            be beyond 1; or the quantile over all pairs, exact to 1e-4.
+        share_above_threshold: the share of pairs whose cosine is above that, in [0, 1].
         random_share_above_threshold: the same share for random rows of that length; see random_share_above.
         expected_draws: how many kernels a step draws on average; 0 if the layer is not selected.
-        expected_merges: how many of them it merges on average, at the weights as they are.
+        expected_merges: how many of them it merges on average, at the weights as they are; for a quantile as if no
+            two pairs had the same cosine.
         most_similar: the pairs with the highest cosines, highest first.
         least_similar: the pairs with the lowest cosines, lowest first.
         histogram: the counts of cosines in HISTOGRAM_BINS bins of equal width from -1 to 1, each pair once.
@@ -72,6 +75,7 @@ class LayerProfile:
     dead_kernels: tuple[int, ...]
     mean: float | None
     quantiles: dict[float, float] | None
+    threshold: float | None
     share_above_threshold: float | None
     random_share_above_threshold: float | None
     expected_draws: float
@@ -173,7 +177,7 @@ def similarity_profile(
     skip_layers: float = 0.6,
     *,
     merge_prob: float = 0.3,
-    similarity_threshold: float = 0.3,
+    similarity_threshold: float | str = 0.3,
     names: str | Sequence[str] | None = None,
     layer_types: LayerTypes = CONVOLUTIONS,
     input_size: Sequence[int] | None = None,
@@ -189,7 +193,7 @@ def similarity_profile(
         model: any module with real weights.
         skip_layers: L_s, as for kernel_layers, like ``names``, ``layer_types`` and ``input_size``.
         merge_prob: p, in [0, 1].
-        similarity_threshold: tau, in [-1, 1].
+        similarity_threshold: tau, in [-1, 1], or a text such as "4sd" or "q0.9", as for InMergeOptimizer.
         names: the layers to select outright.
         layer_types: the classes of layers to look at.
         input_size: (channels, height, width) for a model that has no size of its own.
@@ -209,9 +213,9 @@ def similarity_profile(
         (-0.33, 0.5, KernelPair(first=0, second=1, cosine=1.0))
     """
     check_setting("merge_prob", merge_prob)
-    check_setting("similarity_threshold", similarity_threshold)
+    threshold = parse_threshold(similarity_threshold)
     layers = kernel_layers(model, skip_layers, layer_types=layer_types, input_size=input_size, names=names)
-    return [_profile(layer, merge_prob, similarity_threshold, pairs) for layer in layers]
+    return [_profile(layer, merge_prob, threshold, pairs) for layer in layers]
 
 
 def threshold_for_rate(profiles: Sequence[LayerProfile], rate: float) -> float | None:
@@ -264,16 +268,17 @@ def _blocks(rows: Tensor) -> Iterator[tuple[int, int, Tensor]]:
                 yield group, row, (part[:, row : row + rows_at_once] @ part[:, row:].mT).clamp(-1, 1)
 
 
-def _profile(layer: KernelLayer, merge_prob: float, threshold: float, pairs: int) -> LayerProfile:
+def _profile(layer: KernelLayer, merge_prob: float, threshold: Threshold, pairs: int) -> LayerProfile:
     weight = layer.module.weight
     assert isinstance(weight, Tensor)
     if weight.is_meta:
         raise ValueError(f"the weight of {layer.name} is on the meta device: kernels without values have no cosines")
     rows = _unit_rows(weight, layer.groups)
-    size = rows.shape[1]
+    _, size, row_length = rows.shape
     drawable = layer.kernels * (size - 1) // 2
+    tau = threshold.value / math.sqrt(row_length) if threshold.kind == "sd" else threshold.value
     counts = np.zeros(HISTOGRAM_BINS, np.int64)
-    total, above = 0.0, 0
+    total, above = 0.0, 0.0
     most: list[KernelPair] = []
     least: list[KernelPair] = []
     for group, row, block in _blocks(rows) if drawable else ():
@@ -282,13 +287,17 @@ def _profile(layer: KernelLayer, merge_prob: float, threshold: float, pairs: int
         bins = ((cosines + 1) * (HISTOGRAM_BINS / 2)).long().clamp(max=HISTOGRAM_BINS - 1)
         counts += bins.bincount(minlength=HISTOGRAM_BINS).cpu().numpy()
         total += float(cosines.double().sum())
-        above += int((cosines > threshold).sum())
+        above += int((cosines > tau).sum())
         first = group * size + row
         most = heapq.nlargest(pairs, most + _extreme_pairs(block, valid, first, size, pairs, 1), key=_cosine)
         least = heapq.nsmallest(pairs, least + _extreme_pairs(block, valid, first, size, pairs, -1), key=_cosine)
     finite = int(counts.sum())
     draws = merge_prob * layer.kernels if layer.selected else 0.0
-    row_length = rows.shape[2]
+    merges = draws * above / drawable if drawable else 0.0
+    if threshold.kind == "quantile" and finite:
+        tau, above = _quantile(counts, threshold.value), (1 - threshold.value) * finite
+        merges = _expected_above_quantile(layer.kernels, merge_prob * finite / drawable, threshold.value)
+        merges *= layer.selected
     return LayerProfile(
         name=layer.name,
         depth=layer.depth,
@@ -300,14 +309,23 @@ def _profile(layer: KernelLayer, merge_prob: float, threshold: float, pairs: int
         dead_kernels=_dead_kernels(weight),
         mean=total / finite if finite else None,
         quantiles={share: _quantile(counts, share) for share in QUANTILES} if finite else None,
+        threshold=tau if finite else None,
         share_above_threshold=above / drawable if finite else None,
-        random_share_above_threshold=random_share_above(threshold, row_length) if finite else None,
+        random_share_above_threshold=random_share_above(min(max(tau, -1), 1), row_length) if finite else None,
         expected_draws=draws,
-        expected_merges=draws * above / drawable if drawable else 0.0,
+        expected_merges=merges,
         most_similar=tuple(most),
         least_similar=tuple(least),
         histogram=counts,
     )
+
+
+def _expected_above_quantile(kernels: int, probability: float, share: float) -> float:
+    """Return how many drawn pairs lie above a quantile of their own on average, when each kernel may be drawn."""
+    drawn = torch.arange(kernels + 1, dtype=torch.float64)
+    likely = torch.distributions.Binomial(kernels, torch.tensor(probability, dtype=torch.float64)).log_prob(drawn).exp()
+    above = drawn - (share * drawn).round().clamp(min=1)  # as merging.accept_pairs has it
+    return float((likely * above.clamp(min=0)).sum())
 
 
 def _cosine(pair: KernelPair) -> float:
@@ -331,6 +349,7 @@ def _dead_kernels(weight: Tensor) -> tuple[int, ...]:
 def _quantile(counts: npt.NDArray[np.int64] | npt.NDArray[np.float64], share: float) -> float:
     """Return where a share of the counts lies below, taking the counts of a bin as evenly spread over it."""
     cumulated = np.concatenate(([0.0], np.cumsum(counts) / counts.sum()))
-    place = int(np.clip(np.searchsorted(cumulated, share, side="left"), 1, HISTOGRAM_BINS))
+    filled = np.flatnonzero(counts) + 1
+    place = int(np.clip(np.searchsorted(cumulated, share, side="left"), filled[0], filled[-1]))
     inside = (share - cumulated[place - 1]) / (cumulated[place] - cumulated[place - 1])
     return float((place - 1 + inside) * 2 / HISTOGRAM_BINS - 1)

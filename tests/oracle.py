@@ -16,7 +16,24 @@ def cosine(a: list[float], b: list[float]) -> float:
         return 0.0
     a, b = [x / scale_a for x in a], [x / scale_b for x in b]
     dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(math.fsum(x * x for x in a)) / math.sqrt(math.fsum(y * y for y in b))
+    return dot / (math.sqrt(math.fsum(x * x for x in a)) * math.sqrt(math.fsum(y * y for y in b)))
+
+
+def pair_cosines(kernels: list[list[float]], pairs: list[tuple[int, int]]) -> list[float | None]:
+    """The cosine of each drawn pair; None where one of the two is not finite."""
+    finite = [all(map(math.isfinite, kernel)) for kernel in kernels]
+    return [cosine(kernels[i], kernels[j]) if finite[i] and finite[j] else None for i, j in pairs]
+
+
+def threshold_cosine(threshold: float | str, cosines: list[float | None], length: int) -> float:
+    """The cosine that a threshold stands for: itself, k / sqrt(length), or the sample that a quantile is closest to."""
+    if not isinstance(threshold, str):
+        return threshold
+    if threshold.endswith("sd"):
+        return float(threshold.removesuffix("sd")) / math.sqrt(length)
+    ordered = sorted(value for value in cosines if value is not None)
+    not_above = max(1, round(float(threshold[1:]) * len(ordered)))
+    return ordered[not_above - 1] if ordered else 1.0
 
 
 def merge(
@@ -24,14 +41,15 @@ def merge(
     pairs: list[tuple[int, int]],
     *,
     merge_weight: float,
-    similarity_threshold: float,
+    similarity_threshold: float | str,
     criterion: str = "similar",
     shuffle: list[int] | None = None,
 ) -> tuple[list[list[float]], list[int]]:
     """Return the kernels after one step, and which were merged."""
-    finite = [all(math.isfinite(x) for x in kernels[i] + kernels[j]) for i, j in pairs]
-    cosines = [cosine(kernels[i], kernels[j]) if fine else -2.0 for (i, j), fine in zip(pairs, finite, strict=True)]
-    accepted = [value > similarity_threshold for value in cosines]
+    cosines = pair_cosines(kernels, pairs)
+    finite = [value is not None for value in cosines]
+    tau = threshold_cosine(similarity_threshold, cosines, len(kernels[0]))
+    accepted = [value is not None and value > tau for value in cosines]
     if criterion == "dissimilar":
         accepted = [not value for value in accepted]
     if criterion == "any":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 
@@ -116,6 +117,23 @@ def test_each_layer_has_its_row_and_its_reason(capsys):
     assert rows[0][-1] == "shallow"
     assert "random weights" in out
     assert "3 layers, 3 counted, 2 selected." in out
+
+
+@pytest.mark.parametrize("threshold", ["2sd", "q0.9"])
+def test_thresholds_that_fit_each_layer_are_told_of(threshold, capsys, tmp_path):
+    paths = {kind: tmp_path / f"profile.{kind}" for kind in ("json", "png")}
+    settings = ["--similarity-threshold", threshold, "--json", paths["json"], "--plot", paths["png"]]
+    code, out, _ = run(capsys, "inspect", SMALL, *settings)
+    assert code == 0
+    assert f"share of pairs above {threshold};" in out
+    content = json.loads(paths["json"].read_text())
+    assert content["settings"]["similarity_threshold"] == threshold
+    for layer in content["layers"]:
+        if threshold == "2sd":
+            assert layer["threshold"] == 2 / math.sqrt(layer["row_length"])
+        else:
+            assert layer["share_above_threshold"] == pytest.approx(0.1)
+    assert paths["png"].read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_and_linear_layers_can_be_picked(capsys, tmp_path):
@@ -236,6 +254,7 @@ def test_files_that_hold_no_weights_are_refused(capsys, tmp_path):
         (["--module", "torch.nn:Identity", "--pretrained"], "--pretrained fetches the weights of a timm MODEL"),
         (["test_resnet", "--merge-prob", "1.5"], "merge_prob is 1.5"),
         (["test_resnet", "--similarity-threshold", "nan"], "similarity_threshold is nan"),
+        (["test_resnet", "--similarity-threshold", "4dd"], "similarity_threshold is '4dd', but it must be a number"),
         (["test_resnet", "--skip-layers", "99"], "skip_layers is 99, but ResNet has 15 counted layers"),
         (["test_resnet", "--skip-layers", "many"], "'many' is no number"),
         (["test_resnet", "--names", "("], "names is '('"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from inmerge_optim import draw_pairs, merge_kernels_
+from inmerge_optim import draw_pairs, merge_kernels_, similarity_profile
 from inmerge_optim.merging import CRITERIA, blend_rows
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -53,7 +54,11 @@ def weights(draw):
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.floats(0, 1),
-    st.floats(-1, 1),
+    st.one_of(
+        st.floats(-1, 1),
+        st.floats(-3, 6).map(lambda number: f"{number}sd"),
+        st.integers(0, 20).map(lambda number: f"q{number / 20}"),
+    ),
     st.sampled_from(CRITERIA),
 )
 def test_merging_equals_algorithm_1_as_plain_loops(drawn, seed, merge_prob, merge_weight, threshold, criterion):
@@ -62,8 +67,11 @@ def test_merging_equals_algorithm_1_as_plain_loops(drawn, seed, merge_prob, merg
     picked, partners = draw_pairs(len(weight), groups, merge_prob, rng)
     pairs = list(zip(picked.tolist(), partners.tolist(), strict=True))
     kernels = weight.double().reshape(len(weight), -1).tolist()
-    for i, j in pairs:  # a cosine this near to tau may fall on either side in single precision
-        assume(not abs(oracle.cosine(kernels[i], kernels[j]) - threshold) < 1e-5)
+    cosines = oracle.pair_cosines(kernels, pairs)
+    tau = oracle.threshold_cosine(threshold, cosines, len(kernels[0]))
+    for cosine in cosines:  # one this near to tau may fall on either side in single precision, unless it is tau
+        own = str(threshold).startswith("q") and cosine == tau
+        assume(cosine is None or own or abs(cosine - tau) >= 1e-5)
     rule = {"merge_weight": merge_weight, "similarity_threshold": threshold, "criterion": criterion}
     expected, changed = oracle.merge(kernels, pairs, shuffle=rng.permutation(len(pairs)).tolist(), **rule)
 
@@ -156,10 +164,64 @@ def test_blend_does_not_depend_on_the_layout_of_the_rows():
 
 def test_a_merge_reads_no_data_on_the_host():
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for criterion in CRITERIA:
-            weight = torch.empty(32, 8, 3, 3)
-            count = merge_kernels_(weight, **PAPER, criterion=criterion, rng=np.random.default_rng(0))
+        for criterion, threshold in itertools.product(CRITERIA, (0.3, "4sd", "q0.9")):
+            weight, settings = torch.empty(32, 8, 3, 3), PAPER | {"similarity_threshold": threshold}
+            count = merge_kernels_(weight, **settings, criterion=criterion, rng=np.random.default_rng(0))
             assert count.shape == ()
+
+
+@pytest.mark.parametrize("length", [400, 1152])
+@pytest.mark.parametrize("deviations", [1, 2, 3])
+def test_standard_deviations_accept_the_normal_tail_of_random_weights(deviations, length):
+    weight = torch.randn(4000, length, generator=torch.Generator().manual_seed(0))
+    settings = {"merge_prob": 1.0, "merge_weight": 1.0, "similarity_threshold": f"{deviations}sd"}
+    steps = 2 if deviations < 3 else 10
+    share = sum(merged(weight, seed, **settings)[1] for seed in range(steps)) / (4000 * steps)
+    tail = math.erfc(deviations / math.sqrt(2)) / 2
+    assert abs(share - tail) < 4.5 * math.sqrt(tail / (4000 * steps))
+
+
+def test_four_standard_deviations_accept_what_the_normal_tail_says():
+    """Three in a hundred thousand; the pairs of all kernels, of which a step draws some."""
+    conv = torch.nn.Conv2d(512, 3000, 3)
+    torch.nn.init.normal_(conv.weight, generator=torch.Generator().manual_seed(0))
+    (profile,) = similarity_profile(torch.nn.Sequential(conv), names=["0"], similarity_threshold="4sd")
+    pairs, tail = 3000 * 2999 / 2, math.erfc(4 / math.sqrt(2)) / 2
+    assert abs(profile.share_above_threshold - tail) < 4.5 * math.sqrt(tail / pairs)
+    assert profile.threshold == 4 / math.sqrt(4608)
+
+
+@pytest.mark.parametrize(("kernels", "merge_prob"), [(1000, 1.0), (64, 0.3), (512, 0.3)])
+def test_the_nine_tenths_quantile_accepts_a_tenth(kernels, merge_prob):
+    weight = torch.randn(kernels, 9, generator=torch.Generator().manual_seed(0))
+    settings = {"merge_prob": merge_prob, "merge_weight": 1.0, "similarity_threshold": "q0.9"}
+    steps = 50
+    drawn = [draw_pairs(kernels, 1, merge_prob, np.random.default_rng(seed))[0].size for seed in range(steps)]
+    counts = [merged(weight, seed, **settings)[1] for seed in range(steps)]
+    assert sum(counts) / sum(drawn) == pytest.approx(0.1, abs=0.004)
+    assert all(abs(count - 0.1 * pairs) <= 0.5 + 1e-9 for count, pairs in zip(counts, drawn, strict=True))
+
+
+def test_a_quantile_takes_the_highest_cosines_of_the_finite_pairs():
+    weight = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
+    weight[3, 0] = math.nan
+    _, partners = draw_pairs(40, 1, 1.0, np.random.default_rng(0))
+    cosines = torch.nn.functional.cosine_similarity(weight, weight[partners]).nan_to_num(-2)
+    finite = int((cosines > -2).sum())
+    result, count = merged(weight, merge_prob=1.0, similarity_threshold="q0.75")
+    changed = (result != weight).any(1) & weight.isfinite().all(1)
+    assert changed.sum() == count == finite - round(0.75 * finite)
+    assert cosines[changed].min() > cosines[~changed].max()
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_few_pairs_and_equal_ones_have_quantiles_too(criterion):
+    settings = {"merge_prob": 1.0, "similarity_threshold": "q0.5", "criterion": criterion}
+    assert merged(torch.randn(1, 4), **settings)[1] == 0
+    assert merged(torch.randn(8, 4), **settings | {"merge_prob": 0.0})[1] == 0
+    assert merged(torch.full((8, 4), math.nan), **settings)[1] == 0
+    # No cosine is above that of all.
+    assert merged(torch.ones(8, 4), **settings)[1] == (8 if criterion == "dissimilar" else 0)
 
 
 def test_inference_and_autocast_do_not_change_the_arithmetic():
@@ -177,7 +239,14 @@ def test_inference_and_autocast_do_not_change_the_arithmetic():
         ({"merge_prob": 1.2}, "merge_prob is 1.2, but it must be a number from 0 to 1"),
         ({"merge_weight": -0.1}, "merge_weight is -0.1"),
         ({"similarity_threshold": math.nan}, "similarity_threshold is nan"),
-        ({"similarity_threshold": "much"}, "similarity_threshold is 'much'"),
+        ({"similarity_threshold": True}, "similarity_threshold is True"),
+        *(
+            (
+                {"similarity_threshold": text},
+                f"similarity_threshold is '{text}', but it must be a number from -1 to 1, '<k>sd' or 'q<share from 0",
+            )
+            for text in ("much", "0.3", "sd", "nansd", "infsd", "q", "q1.5", "q-0.1", "qnan", "q4sd", "")
+        ),
         ({"criterion": "alike"}, "criterion is 'alike', but it must be one of similar, dissimilar, any"),
         ({"groups": 3}, "groups is 3"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import numpy as np
@@ -227,6 +228,23 @@ def test_settings_may_change_between_steps_and_are_checked_when_set():
     assert optimizer.merge_weight == 0.5
 
 
+def test_thresholds_that_fit_each_layer_may_be_set_between_steps():
+    model = small_cnn()
+    optimizer = wrap(model, merge_prob=1.0, similarity_threshold="q0.75")
+    assert "similarity_threshold='q0.75'" in repr(optimizer)
+    train(model, optimizer, 1)
+    assert optimizer.merge_counts()["5"]["merged"] == 3
+    optimizer.similarity_threshold = "-20sd"
+    train(model, optimizer, 1, start=1)
+    assert optimizer.merge_counts()["5"]["merged"] == 3 + 12
+    with pytest.raises(
+        ValueError, match=r"similarity_threshold is '4SD', but it must be a number from -1 to 1, '<k>sd'"
+    ):
+        optimizer.similarity_threshold = "4SD"
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert copied.similarity_threshold == "-20sd"
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -283,9 +301,10 @@ def test_layers_say_what_is_bound():
     assert "merging 2 of 3 layers" in repr(wrap(small_cnn()))
 
 
-def test_one_warning_when_next_to_nothing_merges():
+@pytest.mark.parametrize(("threshold", "told"), [(0.99, "of 0.99:"), ("6sd", "of '6sd':")])
+def test_one_warning_when_next_to_nothing_merges(threshold, told):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3000, 3), nn.BatchNorm2d(3000))
-    optimizer = wrap(model, merge_prob=1.0, similarity_threshold=0.99)
+    optimizer = wrap(model, merge_prob=1.0, similarity_threshold=threshold)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(8):
@@ -294,6 +313,7 @@ def test_one_warning_when_next_to_nothing_merges():
     messages = [warning for warning in caught if warning.category is NoMergeWarning]
     assert len(messages) == 1
     assert "0 of the first 12000 drawn pairs" in str(messages[0].message)
+    assert told in str(messages[0].message)
     assert messages[0].filename == __file__
 
 

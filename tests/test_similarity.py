@@ -170,9 +170,10 @@ def assert_within_sampling_error(merged, profile, steps):
     assert abs(merged - expected) < 4.5 * math.sqrt(expected) + 1e-9, profile.name
 
 
-def frozen_counts(model, names, steps):
+def frozen_counts(model, names, steps, **settings):
     """Merges and draws that an optimizer counts whose steps and merges leave the weights as they are."""
-    optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, merge_weight=1.0, names=names)
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = InMergeOptimizer(base, model, merge_weight=1.0, names=names, **settings)
     for name in names:
         weight = model.get_submodule(name).weight
         weight.grad = torch.zeros_like(weight)
@@ -201,22 +202,51 @@ def test_predicted_merges_are_those_that_the_optimizer_counts(name, rate, shared
     assert expected / draws == pytest.approx(rate, abs=5e-5)
 
 
-def test_predicted_merges_of_a_grouped_model_are_those_that_merge_kernels_counts():
+@pytest.mark.parametrize("threshold", [0.05, "1.5sd", "q0.9", "q0"])
+def test_predicted_merges_of_a_grouped_model_are_those_that_the_optimizer_counts(threshold):
     torch.manual_seed(0)
-    model = timm.create_model("resnext26ts")
-    profiles = predicted(similarity_profile(model, 0.8, merge_prob=0.5, similarity_threshold=0.05))
+    model, steps = timm.create_model("resnext26ts"), 20
+    settings = {"merge_prob": 0.5, "similarity_threshold": threshold}
+    profiles = predicted(similarity_profile(model, 0.8, **settings))
     assert any(profile.groups > 1 for profile in profiles.values())
-    rng, steps = np.random.default_rng(0), 20
+    counts = frozen_counts(model, list(profiles), steps, **settings)
     for name, profile in profiles.items():
-        weight = model.get_submodule(name).weight.detach().clone()
-        merged = sum(
-            merge_kernels_(
-                weight, merge_prob=0.5, merge_weight=1.0, similarity_threshold=0.05, groups=profile.groups, rng=rng
-            ).item()
-            for _ in range(steps)
-        )
         assert profile.expected_merges > 1
-        assert_within_sampling_error(merged, profile, steps)
+        assert_within_sampling_error(counts[name]["merged"], profile, steps)
+
+
+def test_a_quantile_is_predicted_for_few_and_for_non_finite_kernels():
+    conv, steps = random_conv(12, 4), 2000
+    conv.weight.data[3, 0, 0, 0] = math.nan
+    settings = {"merge_prob": 0.4, "similarity_threshold": "q0.8"}
+    profile = profile_of(conv, **settings)
+    merged = sum(
+        merge_kernels_(conv.weight.detach(), **settings, merge_weight=1.0, rng=np.random.default_rng(seed)).item()
+        for seed in range(steps)
+    )
+    assert_within_sampling_error(merged, profile, steps)
+    cosines = plain_cosines(conv.weight[[*range(3), *range(4, 12)]])
+    assert (cosines > profile.threshold).mean() == pytest.approx(0.2, abs=0.01)
+    assert profile.share_above_threshold == pytest.approx(0.2 * len(cosines) / (12 * 11 / 2))
+
+
+def test_thresholds_that_fit_each_layer_in_a_profile():
+    conv = random_conv(256, 8)
+    absolute, relative = (
+        profile_of(conv, similarity_threshold=2 / math.sqrt(72)),
+        profile_of(conv, similarity_threshold="2sd"),
+    )
+    assert relative == absolute
+    assert profile_of(conv, similarity_threshold="-20sd").share_above_threshold == 1
+    beyond = profile_of(conv, similarity_threshold="20sd")
+    assert beyond.share_above_threshold == beyond.expected_merges == beyond.random_share_above_threshold == 0
+    assert beyond.threshold == 20 / math.sqrt(72)
+    ends = [profile_of(conv, similarity_threshold=text).threshold for text in ("q0", "q1")]
+    cosines = plain_cosines(conv.weight)
+    assert ends == pytest.approx([cosines.min(), cosines.max()], abs=1e-4)
+    quantile = profile_of(conv, similarity_threshold="q0.9")
+    assert quantile.threshold == pytest.approx(np.quantile(cosines, 0.9), abs=2e-4)
+    assert quantile.expected_merges == pytest.approx(0.1 * quantile.expected_draws, rel=0.01)
 
 
 def test_the_threshold_for_a_rate_gives_that_rate(shared_file):

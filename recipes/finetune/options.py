@@ -74,8 +74,9 @@ class Options:
     """Probability with which a kernel is picked at a step."""
     merge_weight: float = 0.8
     """Weight of the kernel itself in a merge."""
-    similarity_threshold: float = 0.3
-    """Cosine above which a pair is merged."""
+    similarity_threshold: float | str = 0.3
+    """Cosine above which a pair is merged; or 4sd, in standard deviations of random kernels' cosines, or q0.9, the
+    quantile of the cosines drawn in a layer at a step."""
     cooldown_epochs: int = 0
     """Epochs at the end of the merging arms that merge nothing."""
     recalibrate_bn: bool = False

@@ -140,6 +140,13 @@ def check_any_kernels() -> None:
     train(*sharded_pair(criterion="any"))
 
 
+def check_thresholds_that_fit_each_layer() -> None:
+    train(*sharded_pair(similarity_threshold="0.5sd"))
+    train(*sharded_pair(similarity_threshold="4sd", criterion="dissimilar"))
+    train(*sharded_pair(similarity_threshold="q0.9", merge_prob=1.0))
+    train(*sharded_pair(similarity_threshold="q0.5", criterion="any"))
+
+
 def check_extreme_kernels() -> None:
     """NaN, infinite, zero, tiny and huge kernels, and zeros with a sign, on both ranks."""
 
@@ -149,7 +156,8 @@ def check_extreme_kernels() -> None:
             model[4].weight[0, 0, 0, 0] = float("nan")
             model[4].weight[13, 0, 0, 0] = float("inf")
 
-    for settings in ({}, {"merge_weight": 0.0}, {"criterion": "dissimilar", "merge_weight": 0.3}):
+    dissimilar = {"criterion": "dissimilar", "merge_weight": 0.3}
+    for settings in ({}, {"merge_weight": 0.0}, dissimilar, {"similarity_threshold": "q0.5"}):
         optimizer, one = tensor_parallel_pair((Shard(0),), spoil, **settings)
         merge(optimizer, one, steps=10)
 

@@ -50,6 +50,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--merge-prob", "1.2"], "merge_prob"),
         (["--merge-weight", "-0.1"], "merge_weight"),
         (["--similarity-threshold", "2"], "similarity_threshold"),
+        (["--similarity-threshold", "4dd"], "similarity_threshold is '4dd', but it must be a number from -1 to 1"),
         (["--model", "test_convnext", "--image-size", "8"], "--image-size 8 does not fit test_convnext"),
         (["--model", "resnet18", "--batch-size", "1"], "batch norm can't train"),
         (["--pretrained"], "pass --no-pretrained, or a local file with --checkpoint FILE"),

@@ -59,13 +59,13 @@ def test_narrow_weights_are_merged_in_float32_and_rounded_once(dtype):
 @pytest.mark.parametrize("dtype", NARROW)
 def test_a_step_inside_autocast_merges_with_autocast_off(dtype, monkeypatch):
     seen = []
-    accept_pairs = merging.accept_pairs
+    pair_cosines = merging.pair_cosines
 
-    def spy(own, donors, rule, shuffle=None):
+    def spy(own, donors):
         seen.append((own.dtype, torch.is_autocast_enabled("cpu")))
-        return accept_pairs(own, donors, rule, shuffle)
+        return pair_cosines(own, donors)
 
-    monkeypatch.setattr(merging, "accept_pairs", spy)
+    monkeypatch.setattr(merging, "pair_cosines", spy)
     model = network()
     optimizer = wrapped(model)
 

@@ -44,6 +44,16 @@ def test_skip_layers_is_a_count_or_a_fraction() -> None:
     assert isinstance(parse("--dataset", "digits", "--skip-layers", "3").skip_layers, int)
 
 
+def test_similarity_threshold_is_a_number_or_a_text(tmp_path: Path) -> None:
+    found = parse("--dataset", "digits", "--similarity-threshold", "1").similarity_threshold
+    assert isinstance(found, float)
+    assert parse("--dataset", "digits", "--similarity-threshold", "4sd").similarity_threshold == "4sd"
+    for text, expected in (("q0.9", "q0.9"), ("1", 1.0), ("3e-1", 0.3)):
+        (tmp_path / "c.yaml").write_text(f"dataset: digits\nsimilarity_threshold: {text}\n")
+        found = parse("--config", str(tmp_path / "c.yaml")).similarity_threshold
+        assert (found, type(found)) == (expected, type(expected))
+
+
 def test_config_of_a_wrong_type_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "c.yaml").write_text("dataset: digits\nepochs: many\n")
     with pytest.raises(SystemExit) as exit_:
