@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from inmerge_optim.merging import draw_pairs, merge_kernels_
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.replicas import check_replicas
-    from inmerge_optim.similarity import kernel_similarity, similarity_profile
+    from inmerge_optim.similarity import effective_rank, kernel_ranks, kernel_similarity, similarity_profile
 
 __version__ = "0.1.0"
 
@@ -20,7 +20,9 @@ _HOMES = {
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
     "draw_pairs": "merging",
+    "effective_rank": "similarity",
     "kernel_layers": "layers",
+    "kernel_ranks": "similarity",
     "kernel_similarity": "similarity",
     "merge_kernels_": "merging",
     "similarity_profile": "similarity",
@@ -32,7 +34,9 @@ __all__ = [
     "NoMergeWarning",
     "check_replicas",
     "draw_pairs",
+    "effective_rank",
     "kernel_layers",
+    "kernel_ranks",
     "kernel_similarity",
     "merge_kernels_",
     "similarity_profile",

@@ -22,6 +22,7 @@ Criterion = Literal["similar", "dissimilar", "any"]
 Indices = npt.NDArray[np.int64]
 Setting = TypeVar("Setting", bound=float | str)
 
+COSINE_UNIT = 2.0**-24  # cosines are summed as whole numbers of it: in any order and on any shard to the same bits
 CRITERIA: tuple[Criterion, ...] = ("similar", "dissimilar", "any")
 
 
@@ -235,10 +236,17 @@ def put_rows_(weight: Tensor, rows: Tensor, merged: Tensor, accepted: Tensor) ->
 def merge_rows_(
     weight: Tensor, rows: Tensor, own: Tensor, donors: Tensor, rule: Rule, shuffle: Tensor | None = None
 ) -> Tensor:
-    """Merge the kernels ``rows`` of ``weight``, which are ``own``, with ``donors`` in place; return how many merged."""
-    accepted = accept_pairs(pair_cosines(own, donors), own.shape[1], rule, shuffle)
+    """Merge the kernels ``rows`` of ``weight``, which are ``own``, with ``donors`` in place.
+
+    Returns:
+        The tally: how many kernels were merged, and the sum of their cosines in COSINE_UNIT; int64, (2,), on the
+        weight's device.
+    """
+    cosines = pair_cosines(own, donors)
+    accepted = accept_pairs(cosines, own.shape[1], rule, shuffle)
     put_rows_(weight, rows, blend_rows(own, donors, rule.merge_weight), accepted)
-    return accepted.sum()
+    units = (torch.where(accepted, cosines, 0) / COSINE_UNIT).round().long()
+    return torch.stack((accepted, units)).sum(1)
 
 
 def merge_pairs_(weight: Tensor, picked: Tensor, partners: Tensor, shuffle: Tensor, rule: Rule) -> Tensor:
@@ -247,7 +255,7 @@ def merge_pairs_(weight: Tensor, picked: Tensor, partners: Tensor, shuffle: Tens
     All reads come from the weight as it was, so the order of the pairs does not matter.
 
     Returns:
-        How many kernels were merged: an int64 tensor without dimensions, on the weight's device.
+        The tally of merge_rows_.
     """
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         own, donors = take_rows(weight, picked), take_rows(weight, partners)
@@ -258,15 +266,15 @@ def merge_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tensor]:
     """Merge the drawn pairs of several weights in place, with one copy of indices to each device.
 
     Returns:
-        How many kernels were merged in each, as merge_pairs_ does.
+        The tally of each, as merge_rows_ has it.
     """
-    counts: dict[int, Tensor] = {}
+    tallies: dict[int, Tensor] = {}
     for device in dict.fromkeys(layer.weight.device for layer in layers):
         here = [place for place, layer in enumerate(layers) if layer.weight.device == device]
         indices = iter(to_device([array for place in here for array in layers[place][1:]], device))
         for place in here:
-            counts[place] = merge_pairs_(layers[place].weight, next(indices), next(indices), next(indices), rule)
-    return [counts[place] for place in range(len(layers))]
+            tallies[place] = merge_pairs_(layers[place].weight, next(indices), next(indices), next(indices), rule)
+    return [tallies[place] for place in range(len(layers))]
 
 
 def merge_kernels_(
@@ -314,4 +322,4 @@ def merge_kernels_(
         raise ValueError(f"groups is {groups}, but it must divide the kernels of a weight of {tuple(weight.shape)}")
     picked, partners = draw_pairs(weight.shape[0], groups, merge_prob, rng)
     layer = DrawnLayer(weight, picked, partners, rng.permutation(picked.size))
-    return merge_layers_([layer], rule)[0]
+    return merge_layers_([layer], rule)[0][0]

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
 from inmerge_optim.merging import (
+    COSINE_UNIT,
     Criterion,
     DrawnLayer,
     Rule,
@@ -37,7 +38,7 @@ _LEAST_MERGED = 1 / 1_000
 
 # What a pickled or copied wrapper takes along, beside its hooks.
 _CARRIED = frozenset(
-    ("base_optimizer", "criterion", "seed", "_settings", "_listed", "_addresses", "_drawn", "_merged", "_rate_checked")
+    ("base_optimizer", "criterion", "seed", "_settings", "_listed", "_addresses", "_drawn", "_tallies", "_rate_checked")
 )
 
 
@@ -149,7 +150,7 @@ class InMergeOptimizer(Optimizer):
         self._listed = kernel_layers(model, skip_layers, layer_types=layer_types, input_size=input_size, names=names)
         self._addresses: list[_Address] = []
         self._drawn: dict[int, int] = {}
-        self._merged: dict[int, Tensor] = {}
+        self._tallies: dict[int, Tensor] = {}  # of merge_rows_, added up
         self._rate_checked = False
         self._bind()
         if not self._addresses:
@@ -260,9 +261,19 @@ class InMergeOptimizer(Optimizer):
         return {
             self._listed[address.layer].name: {
                 "drawn": self._drawn.get(address.layer, 0),
-                "merged": int(self._merged.get(address.layer, 0)),
+                "merged": self._tally(address.layer)[0],
             }
             for address in self._addresses
+        }
+
+    def merged_cosines(self) -> dict[str, float]:
+        """Return the sum of the cosines of the merged pairs per layer since this process started; waits for the device.
+
+        Over ``merged`` of merge_counts it is their mean, and what both gained between two calls gives the mean of the
+        steps in between. Each cosine is rounded to 2**-24, so that the sum is exact, on sharded weights too.
+        """
+        return {
+            self._listed[address.layer].name: self._tally(address.layer)[1] * COSINE_UNIT for address in self._addresses
         }
 
     def __repr__(self) -> str:
@@ -276,6 +287,10 @@ class InMergeOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers and accelerate put a ``step`` on the instance that is bound to it: it must not travel to a copy.
         return {name: value for name, value in vars(self).items() if name in _CARRIED or name.endswith("_hooks")}
+
+    def _tally(self, layer: int) -> list[int]:
+        found: list[int] = self._tallies[layer].tolist() if layer in self._tallies else [0, 0]
+        return found
 
     def _weight(self, address: _Address) -> Tensor:
         parameters: list[Tensor] = []
@@ -337,9 +352,9 @@ class InMergeOptimizer(Optimizer):
         rule = Rule(self.merge_weight, parse_threshold(self.similarity_threshold), self.criterion)
         for merge, sharded in ((merge_layers_, False), (merge_sharded_layers_, True)):
             chosen = [(index, layer) for index, layer in updated if is_sharded(layer.weight) == sharded]
-            for (index, layer), merged in zip(chosen, merge([layer for _, layer in chosen], rule), strict=True):
+            for (index, layer), tally in zip(chosen, merge([layer for _, layer in chosen], rule), strict=True):
                 self._drawn[index] = self._drawn.get(index, 0) + layer.picked.size
-                self._merged[index] = self._merged.get(index, 0) + merged
+                self._tallies[index] = self._tallies.get(index, 0) + tally
         self._warn_if_nothing_merges()
 
     def _is_updated(self, address: _Address, had_grad: bool) -> bool:
@@ -353,7 +368,7 @@ class InMergeOptimizer(Optimizer):
         if self._rate_checked or drawn < _PAIRS_BEFORE_CHECK:
             return
         self._rate_checked = True
-        merged = sum(int(count) for count in self._merged.values())
+        merged = sum(self._tally(layer)[0] for layer in self._tallies)
         main = not torch.distributed.is_available() or not torch.distributed.is_initialized()
         if merged < _LEAST_MERGED * drawn and (main or torch.distributed.get_rank() == 0):
             warnings.warn(

@@ -32,21 +32,21 @@ def merge_sharded_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tens
     """Merge the drawn pairs of several DTensor weights in place; every rank of their meshes must call it.
 
     Returns:
-        How many kernels were merged in each, on all ranks together, as merge_pairs_ does.
+        The tally of each, on all ranks together, as merge_rows_ has it.
     """
-    counts: dict[int, Tensor] = {}
+    tallies: dict[int, Tensor] = {}
     by_rows: dict[tuple[DeviceMesh, int, torch.dtype], list[int]] = {}
     for place, layer in enumerate(layers):
         weight = cast("DTensor", layer.weight)
         axis = _kernel_axis(weight)
         # "any" hands acceptances from pair to pair, and so from rank to rank; a quantile is one of all ranks' cosines.
         if axis is None or rule.criterion == "any" or rule.threshold.kind == "quantile":
-            counts[place] = _merge_gathered_(layer, rule)
+            tallies[place] = _merge_gathered_(layer, rule)
         else:
             by_rows.setdefault((weight.device_mesh, axis, weight.dtype), []).append(place)
     for (_, axis, _), places in by_rows.items():
-        counts.update(zip(places, _merge_by_rows_([layers[place] for place in places], axis, rule), strict=True))
-    return [counts[place] for place in range(len(layers))]
+        tallies.update(zip(places, _merge_by_rows_([layers[place] for place in places], axis, rule), strict=True))
+    return [tallies[place] for place in range(len(layers))]
 
 
 def _kernel_axis(weight: DTensor) -> int | None:
@@ -60,11 +60,11 @@ def _kernel_axis(weight: DTensor) -> int | None:
 def _merge_gathered_(layer: DrawnLayer, rule: Rule) -> Tensor:
     weight = cast("DTensor", layer.weight)
     whole = weight.full_tensor().clone()
-    (count,) = merge_layers_([layer._replace(weight=whole)], rule)
+    (tally,) = merge_layers_([layer._replace(weight=whole)], rule)
     # Every rank has the same whole, so each takes its part of it without asking rank 0 (src_data_rank None).
     parts = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
     weight.to_local().copy_(parts.to_local())
-    return count
+    return tally
 
 
 def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list[Tensor]:
@@ -93,11 +93,11 @@ def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list
         inbox, outbox, np.sum(incoming, axis=0).tolist(), np.sum(outgoing, axis=0).tolist(), group=group
     )
     pieces = inbox.split(np.stack(incoming, axis=1).flatten().tolist())
-    counts = []
+    tallies = []
     for place, (part, rows) in enumerate(zip(parts, indices[1::2], strict=True)):
         own = take_rows(part, rows)
         donors = torch.cat(pieces[place :: len(layers)]).view(own.shape).to(own.dtype)
-        counts.append(merge_rows_(part, rows, own, donors, rule))
-    merged = torch.stack(counts)
-    dist.all_reduce(merged, group=group)
-    return list(merged)
+        tallies.append(merge_rows_(part, rows, own, donors, rule))
+    together = torch.stack(tallies)
+    dist.all_reduce(together, group=group)
+    return list(together)

@@ -162,6 +162,30 @@ def test_biases_norms_and_optimizer_state_stay_as_the_base_left_them():
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
 
+@pytest.mark.parametrize("criterion", ["similar", "dissimilar", "any"])
+def test_the_cosines_of_merged_pairs_are_summed(criterion):
+    model = small_cnn()
+    optimizer = wrap(model, merge_prob=0.7, similarity_threshold=0.0, criterion=criterion, seed=3)
+    assert optimizer.merged_cosines() == {"3": 0, "5": 0}
+    expected, merges = 0.0, 0
+    twin = small_cnn()
+    base = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
+    for step in range(4):
+        twin.load_state_dict(model.state_dict())
+        train(twin, base, 1, start=step)  # the weights as the base leaves them, from which the cosines are taken
+        train(model, optimizer, 1, start=step)
+        before, after = (net[5].weight.detach().flatten(1) for net in (twin, model))
+        rng = np.random.default_rng(np.random.SeedSequence((3, step)))
+        draw_pairs(8, 2, 0.7, rng)
+        for i, j in zip(*draw_pairs(12, 1, 0.7, rng), strict=True):
+            if not torch.equal(before[i], after[i]):
+                expected += torch.cosine_similarity(before[i].double(), before[j].double(), dim=0).item()
+                merges += 1
+    assert optimizer.merge_counts()["5"]["merged"] == merges > 0
+    assert optimizer.merged_cosines()["5"] == pytest.approx(expected, abs=1e-6)
+    assert copy.deepcopy(optimizer).merged_cosines() == optimizer.merged_cosines()
+
+
 def test_draws_are_the_same_whatever_other_layers_do():
     merged = []
     for frozen in (False, True):

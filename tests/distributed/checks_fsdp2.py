@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from inmerge_optim import InMergeOptimizer, check_replicas
+from inmerge_optim import InMergeOptimizer, check_replicas, kernel_ranks
 
 EVEN = (8, 12, 4)
 
@@ -254,6 +254,15 @@ def check_counts_are_read_without_the_other_ranks() -> None:
     merge(optimizer, one)
     if dist.get_rank() == 0:
         assert optimizer.merge_counts() == one.twin.merge_counts()
+
+
+def check_effective_ranks_of_shards() -> None:
+    model, optimizer, one = sharded_pair()
+    found = kernel_ranks(optimizer.layers)
+    expected = kernel_ranks(one.twin.layers)
+    assert isinstance(model[2].weight, DTensor)
+    assert found.keys() == expected.keys()
+    assert all(abs(found[layer] - expected[layer]) < 1e-6 for layer in expected)
 
 
 def check_sharded_model_without_names_is_refused() -> None:

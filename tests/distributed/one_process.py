@@ -80,9 +80,11 @@ class OneProcess:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def check(self) -> None:
-        """Assert that the weights are those that one process gives, and that both count the same merges."""
+        """Assert that the weights are those that one process gives, and that both tell the same of the merges."""
         for (name, mine), theirs in zip(self.model.named_parameters(), self._theirs(), strict=True):
             assert same_bits(mine, whole(theirs)), f"{name} is not what one process gives"
         counts = self.optimizer.merge_counts()
         assert counts == self.twin.merge_counts()
+        cosines, expected = self.optimizer.merged_cosines(), self.twin.merged_cosines()
+        assert all(abs(cosines[layer] - expected[layer]) < 1e-5 for layer in expected), (cosines, expected)
         assert sum(count["merged"] for count in counts.values()) > 0, "nothing merged: the check shows nothing"
