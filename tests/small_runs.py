@@ -32,8 +32,9 @@ def run_digits(output: Path, *arguments: object, report: bool = False) -> Path:
 
 
 def content_of(run: Path) -> dict[str, bytes]:
-    """Every file but the configuration, which names the folder."""
-    files = (path for path in run.rglob("*") if path.is_file() and path.name != "config.yaml")
+    """Every file but the configuration, which names the folder, and what tells the time."""
+    other = ("config.yaml", "timing.json")
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in other)
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 

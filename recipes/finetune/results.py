@@ -20,15 +20,21 @@ from finetune.tasks import Task
 
 RESULT = "result.json"
 WEIGHTS = "model.safetensors"
+TIMING = "timing.json"  # of each epoch, and by itself, as everything else is the same whenever it is run
 
 
 def write_curves(folder: Path, progress: dict[str, Any]) -> None:
-    """metrics.csv with a row per epoch and, of an arm that merges, merges.csv with a row per epoch and layer."""
+    """metrics.csv with a row per epoch, of an arm merges.csv with a row per epoch and selected layer, and timing.json.
+
+    Where an arm merges, all have merges.csv: the baseline draws and merges nothing, and has ranks to compare with.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     header = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in METRICS))
     write_csv(folder / "metrics.csv", header, progress["metrics"])
     if progress["merges"]:
-        write_csv(folder / "merges.csv", ("epoch", "layer", "drawn", "merged"), progress["merges"])
+        header = ("epoch", "layer", "drawn", "merged", "mean_cosine", "effective_rank")
+        write_csv(folder / "merges.csv", header, progress["merges"])
+    write_json(folder / TIMING, {"training_seconds": progress["seconds"]})
 
 
 def write_predictions(folder: Path, part: str, task: Task, split: Split, probabilities: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """One stage of the trial: the backbone, or one arm, for one seed."""
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from finetune.randomness import seed_globals
 from finetune.results import WEIGHTS, read_result, write_curves, write_predictions, write_result
 from finetune.trackers import log_epoch, tracked
 from finetune.training import Batch, predict, train_epoch
-from inmerge_optim import InMergeOptimizer
+from inmerge_optim import InMergeOptimizer, KernelLayer, kernel_layers, kernel_ranks
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ def arm_stage(options: Options, run: Path, seed: int, arm: str) -> Stage:
 
 @dataclass(frozen=True)
 class Session:
-    """What accelerate has prepared for a stage. `merging` is the unprepared optimizer, if it merges; `average` holds
-    the weights to evaluate, where these are an average.
+    """What accelerate has prepared for a stage. `merging` is the unprepared optimizer, if it merges; `watched` are the
+    layers whose effective rank is taken after each epoch; `average` holds the weights to evaluate, where these are an
+    average.
     """
 
     model: nn.Module
@@ -95,6 +97,7 @@ class Session:
     schedule: Scheduler
     loaders: dict[str, DataLoader]
     merging: InMergeOptimizer | None
+    watched: list[KernelLayer]
     average: ModelEmaV3 | AveragedModel | None
     model_input: Callable[..., torch.Tensor]
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -108,7 +111,7 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
     session = _prepare(accelerator, options, data, stage)
     progress = load_checkpoint(accelerator, stage.folder / "state")
     if progress is None:
-        progress = {"epochs": 0, "metrics": [], "merges": [], "best_epoch": 0, "best_auroc": None}
+        progress = {"epochs": 0, "metrics": [], "merges": [], "seconds": [], "best_epoch": 0, "best_auroc": None}
     with tracked(accelerator, options, stage.folder):
         while progress["epochs"] < stage.epochs:
             progress, new_best = _run_epoch(accelerator, options, data, stage, session, progress)
@@ -131,6 +134,9 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     optimizer = create_optimizer(options, model, stage.lr)
     optimizer = wrap_optimizer(ARMS[stage.arm], optimizer, model, options, stage.seed)
     merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
+    # Of the baseline too, where an arm merges: did merging lower the rank?
+    compared = stage.kind == "arm" and any(ARMS[arm].criterion for arm in options.arms)
+    watched = kernel_layers(model, options.skip_layers) if compared else []
     schedule = create_schedule(options, optimizer, stage.kind, stage.epochs)
 
     loading = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
@@ -157,7 +163,7 @@ def _prepare(accelerator: Accelerator, options: Options, data: ImageData, stage:
     as_input = partial(_input_of, mean=mean, std=std, size=data.size, memory_format=memory_format)
     weights = options.class_weights and tasks.balanced_weights(data.task, data.train.labels).to(accelerator.device)
     loss = partial(tasks.loss, data.task, weights=weights, smoothing=options.smoothing)
-    return Session(model, optimizer, schedule, loaders, merging, average, as_input, loss)
+    return Session(model, optimizer, schedule, loaders, merging, watched, average, as_input, loss)
 
 
 def _input_of(
@@ -208,7 +214,7 @@ def _run_epoch(
     if session.merging:
         cooldown = epoch >= stage.epochs - options.cooldown_epochs
         session.merging.merge_prob = 0 if cooldown else options.merge_prob
-    counts_before = session.merging.merge_counts() if session.merging else {}
+    tally_before, start = _merge_tally(session), time.perf_counter()
     loss = train_epoch(
         accelerator,
         session.model,
@@ -221,6 +227,8 @@ def _run_epoch(
         _ema_update(accelerator, session, epoch),
         session.merging and partial(_merged_pairs, session.merging),
     )
+    seconds = time.perf_counter() - start
+    merges = _merge_rows(epoch + 1, session, tally_before)
     if isinstance(session.average, AveragedModel):
         session.average.update_parameters(accelerator.unwrap_model(session.model))
     with _trained_weights_put_back(accelerator, options, session):
@@ -230,23 +238,42 @@ def _run_epoch(
         weights = None
         if new_best and stage.keeps_best:
             weights = {name: value.clone() for name, value in accelerator.get_state_dict(session.model).items()}
-    counts = session.merging.merge_counts() if session.merging else {}
-    merges = [
-        [epoch + 1, layer, *(count[key] - counts_before[layer][key] for key in ("drawn", "merged"))]
-        for layer, count in counts.items()
-    ]
     accelerator.print(f"{stage.title} epoch {epoch + 1}/{stage.epochs}: {_line(loss, scores)}")
     log_epoch(accelerator, epoch + 1, lr, loss, scores, merges)
     after = {
         "epochs": epoch + 1,
         "metrics": [*progress["metrics"], [epoch + 1, lr, loss, *(scores[name] for name in METRICS)]],
         "merges": progress["merges"] + merges,
+        "seconds": [*progress["seconds"], seconds],
         "best_epoch": epoch + 1 if new_best else progress["best_epoch"],
         "best_auroc": scores["auroc"] if new_best else progress["best_auroc"],
     }
     if accelerator.is_main_process:
         write_curves(stage.folder, after)
     return after, weights
+
+
+def _merge_tally(session: Session) -> dict[str, tuple[int, int, float]]:
+    """Pairs drawn and merged per layer so far, and the sum of the cosines of those merged; none where none are."""
+    if session.merging is None:
+        return {}
+    cosines = session.merging.merged_cosines()
+    return {
+        layer: (count["drawn"], count["merged"], cosines[layer])
+        for layer, count in session.merging.merge_counts().items()
+    }
+
+
+def _merge_rows(epoch: int, session: Session, before: dict[str, tuple[int, int, float]]) -> list[list[Any]]:
+    """A row of merges.csv per watched layer: what was merged since `before`, and the effective rank of its kernels."""
+    after, rows = _merge_tally(session), []
+    for layer, rank in kernel_ranks(session.watched).items():
+        nothing = (0, 0, 0.0)
+        drawn, merged, cosines = (
+            late - early for late, early in zip(after.get(layer, nothing), before.get(layer, nothing), strict=True)
+        )
+        rows.append([epoch, layer, drawn, merged, cosines / merged if merged else None, rank])
+    return rows
 
 
 def _merged_pairs(optimizer: InMergeOptimizer) -> int:
@@ -339,7 +366,7 @@ def _finish(
         "last": last.scores,
         "per_class": per_class(data.task, data.splits[part].labels, kept.probabilities[part], kept.thresholds),
         "thresholds": kept.thresholds and {name: values.tolist() for name, values in kept.thresholds.items()},
-        "merges": _totals(progress["merges"]),
+        "merges": _totals(progress["merges"]) if session.merging else {},
     }
     weights = accelerator.get_state_dict(session.model)
     if accelerator.is_main_process:
@@ -355,7 +382,7 @@ def _finish(
 def _totals(merges: list[list[Any]]) -> dict[str, dict[str, int]]:
     """Pairs drawn and merged per layer over all epochs."""
     totals: dict[str, dict[str, int]] = {}
-    for _, layer, drawn, merged in merges:
+    for _, layer, drawn, merged, *_ in merges:
         total = totals.setdefault(layer, {"drawn": 0, "merged": 0})
         total["drawn"] += drawn
         total["merged"] += merged

@@ -54,8 +54,10 @@ def log_epoch(
     scores: dict[str, float | None],
     merges: list[list[Any]],
 ) -> None:
-    """Log what is defined of an epoch: loss, learning rate, validation scores, and the merge rate of each layer."""
+    """Log what is defined of an epoch: loss, learning rate, validation scores, and what merges.csv has per layer."""
     values = {"lr": lr, "train_loss": loss}
     values |= {f"val/{name}": score for name, score in scores.items() if score is not None}
-    values |= {f"merge_rate/{layer}": merged / drawn for _, layer, drawn, merged, *_ in merges if drawn}
+    for _, layer, drawn, merged, cosine, rank in merges:
+        shown = {"merge_rate": merged / drawn if drawn else None, "mean_cosine": cosine, "effective_rank": rank}
+        values |= {f"{name}/{layer}": value for name, value in shown.items() if value is not None}
     accelerator.log(values, step=epoch)

@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 from small_runs import run_digits, run_recipe
 
+from inmerge_optim import kernel_layers, kernel_ranks
+
 
 def summary_of(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
@@ -27,11 +29,11 @@ def summary_of(run: Path) -> dict:
 def test_run_folder_has_its_form(digits_run: Path) -> None:
     """Every file of the run folder is there, and nothing half-written."""
     found = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
-    stage = {"metrics.csv", "model.safetensors", "predictions_val.csv", "result.json"}
+    stage = {"metrics.csv", "model.safetensors", "predictions_val.csv", "result.json", "timing.json"}
     expected = {"config.yaml", "versions.json", "summary.json", "summary.csv"}
     expected |= {f"seed_0/backbone/{name}" for name in stage}
-    expected |= {f"seed_0/baseline/{name}" for name in stage | {"predictions_test.csv"}}
-    expected |= {f"seed_0/inmerge/{name}" for name in stage | {"predictions_test.csv", "merges.csv"}}
+    for arm in ("baseline", "inmerge"):
+        expected |= {f"seed_0/{arm}/{name}" for name in stage | {"predictions_test.csv", "merges.csv"}}
     assert found == expected
 
 
@@ -56,6 +58,28 @@ def test_summary_has_its_form(digits_run: Path) -> None:
     assert 0 < merged <= drawn
     with (digits_run / "seed_0/inmerge/merges.csv").open() as file:
         assert sum(int(row["merged"]) for row in csv.DictReader(file)) == merged
+
+
+def rows_of(run: Path, arm: str) -> list[dict[str, str]]:
+    with (run / f"seed_0/{arm}/merges.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_mean_cosine_and_effective_rank_of_each_layer_and_epoch(digits_run: Path) -> None:
+    """At a threshold of -0.5 the mean cosine is near 0; the ranks of the last epoch are those of the weights kept."""
+    rows, plain = rows_of(digits_run, "inmerge"), rows_of(digits_run, "baseline")
+    assert [(row["epoch"], row["layer"]) for row in rows] == [(row["epoch"], row["layer"]) for row in plain]
+    assert {row["epoch"] for row in rows} == {"1", "2"}
+    assert all(-0.5 < float(row["mean_cosine"]) < 0.5 for row in rows)
+    assert {(row["drawn"], row["merged"], row["mean_cosine"]) for row in plain} == {("0", "0", "")}
+    ranks, plain_ranks = ([float(row["effective_rank"]) for row in arm] for arm in (rows, plain))
+    assert all(np.less(ranks, plain_ranks)), "merging draws kernels together"
+    epoch = json.loads((digits_run / "seed_0/inmerge/result.json").read_text())["epoch"]
+    model = timm.create_model(
+        "test_resnet", num_classes=10, checkpoint_path=str(digits_run / "seed_0/inmerge/model.safetensors")
+    )
+    kept = {row["layer"]: float(row["effective_rank"]) for row in rows if row["epoch"] == str(epoch)}
+    assert kept == pytest.approx(kernel_ranks(kernel_layers(model)))
 
 
 @pytest.mark.parametrize("arm", ["baseline", "inmerge"])
