@@ -87,7 +87,7 @@ class FinishedRun:
         return self._tables(stage, "metrics.csv")
 
     def merges(self, arm: str) -> pd.DataFrame:
-        """merges.csv of an arm that merges, a row per seed, epoch and layer."""
+        """merges.csv of an arm, a row per seed, epoch and selected layer; there is one where any arm merges."""
         return self._tables(arm, "merges.csv")
 
     def _tables(self, stage: str, file: str) -> pd.DataFrame:

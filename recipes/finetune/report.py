@@ -192,16 +192,35 @@ def _per_class(run: FinishedRun) -> Section:
 
 
 def _merges(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
+    if not run.merging_arms:
+        return Section("Kernels merged", "No arm merges.")
     rows = []
+    ranks = _effective_ranks(run, BASELINE)
     for arm in run.merging_arms:
-        layers = run.summary["merges"][arm]
+        layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
         for layer, count in [*layers.items(), ("all", _total(layers))]:
-            rows.append([arm, layer, f"{count['drawn']:,}", f"{count['merged']:,}", _share(count)])
-    text = "Pairs of kernels drawn and merged in the arms' epochs, over all seeds." if rows else "No arm merges."
-    total = [_total(run.summary["merges"][arm]) for arm in run.merging_arms]
-    if total and all(1000 * count["merged"] < count["drawn"] for count in total):
+            merged = table if layer == "all" else table[table["layer"] == layer]
+            cosine = (merged["mean_cosine"] * merged["merged"]).sum() / count["merged"] if count["merged"] else None
+            found = [number_text(values.get(layer), "{:.1f}") for values in (own_ranks, ranks)]
+            counts = [f"{count['drawn']:,}", f"{count['merged']:,}", _share(count)]
+            rows.append([arm, layer, *counts, number_text(cosine, "{:.3f}"), *found])
+    text = (
+        "Pairs of kernels drawn and merged in the arms' epochs, over all seeds, and the mean cosine of those merged. "
+        "The effective rank of a layer's kernels is that after the arm's last epoch, beside the baseline's: merging "
+        "that draws kernels together lowers it."
+    )
+    totals = [_total(run.summary["merges"][arm]) for arm in run.merging_arms]
+    if all(1000 * count["merged"] < count["drawn"] for count in totals):
         text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
-    return Section("Kernels merged", text, ("arm", "layer", "drawn", "merged", "share"), rows, figures)
+    header = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "effective rank", f"{BASELINE}'s rank")
+    return Section("Kernels merged", text, header, rows, figures)
+
+
+def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
+    """Per layer after the last epoch of an arm, mean over seeds."""
+    table = run.merges(arm)
+    last = table[table["epoch"] == table["epoch"].max()]
+    return last.groupby("layer")["effective_rank"].mean().to_dict()
 
 
 def _settings(run: FinishedRun) -> Section:
