@@ -100,8 +100,8 @@ def _text(options: Options, data: ImageData) -> str:
         f"This run: {options.model} at {data.size} x {data.size} pixels on {images:,} test images of {patients:,} "
         "patients (the official test list has 25,596 of 2,797), "
         + ("one seed" if seeds == 1 else f"means over {seeds} seeds")
-        + f", at the epoch that is best on validation. In brackets: {LEVEL:.0%} bootstrap intervals over patients, "
-        "which is test-set noise, given these models. A mean leaves out diseases that are not scored.\n\n"
+        + f", at the epoch that is best on validation. In brackets: {100 * LEVEL:.0f} % bootstrap intervals over "
+        "patients, which is test-set noise, given these models. A mean leaves out diseases that are not scored.\n\n"
         "The last column is copied from the paper: the diseases and the mean are InMerge with VGG19, and below stand "
         "the means of the peers that its table names, none of them run here. It is for orientation and no mark to "
         "pass. The paper reports the official split, yet which diseases come out well in its row fits models trained "

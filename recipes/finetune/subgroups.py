@@ -38,9 +38,9 @@ def subgroup_section(run: Path, options: Options, data: ImageData) -> Section:
         text=(
             "AUROC on parts of the test set: the mean over the labels that some cases of the part have and others "
             "don't (how many these are stands in the table), and over the seeds. Means over different labels are not "
-            f"comparable. After each difference: its {LEVEL:.0%} bootstrap interval over the {unit} of the part, which "
-            "is test-set noise, given these models. With this many comparisons some intervals leave out 0 by chance."
-            + (f"\n\nNot known, or not plausible, is the {', the '.join(unknown)}." if unknown else "")
+            f"comparable. After each difference: its {100 * LEVEL:.0f} % bootstrap interval over the {unit} of the "
+            "part, which is test-set noise, given these models. With this many comparisons some intervals leave out 0 "
+            "by chance." + (f"\n\nNot known, or not plausible, is the {', the '.join(unknown)}." if unknown else "")
         ),
         header=["subgroup", "cases", "patients", "labels", *options.arms, *(f"{arm} - {BASELINE}" for arm in others)],
         rows=rows,
