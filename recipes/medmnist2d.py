@@ -12,7 +12,7 @@ from finetune.digits import load_digits_data
 from finetune.errors import InputError, exit_on_input_error, near_names
 from finetune.medmnist_data import NAMES, load_medmnist
 from finetune.options import Options, parse_options
-from finetune.trial import run_trial
+from finetune.trial import AddSections, run_trial
 
 
 @dataclass(kw_only=True)
@@ -29,11 +29,17 @@ class MedMNISTOptions(Options):
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe with these arguments, by default those of the command line."""
-    exit_on_input_error(lambda: _run(argv))
+    exit_on_input_error(lambda: run(parse_options(MedMNISTOptions, argv)))
 
 
-def _run(argv: list[str] | None) -> None:
-    options = parse_options(MedMNISTOptions, argv)
+def run(options: MedMNISTOptions, add_sections: AddSections | None = None) -> None:
+    """Run the trial that the options ask for; see run_trial for `add_sections`."""
+    check_dataset(options)
+    run_trial(options, lambda: _load(options), f"{options.dataset}-{options.model}", add_sections=add_sections)
+
+
+def check_dataset(options: MedMNISTOptions) -> None:
+    """Refuse an unknown data set, and options that have no effect on it."""
     known = [*NAMES, "digits"]
     if options.dataset not in known:
         hint = near_names(options.dataset, known) or f": choose from {', '.join(known)}"
@@ -46,7 +52,6 @@ def _run(argv: list[str] | None) -> None:
             f"--split-seed has no effect on {options.dataset}, which has official splits, without --limit-train: leave "
             "it out"
         )
-    run_trial(options, lambda: _load(options), f"{options.dataset}-{options.model}")
 
 
 def _load(options: MedMNISTOptions) -> ImageData:

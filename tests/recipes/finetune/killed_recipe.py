@@ -1,6 +1,6 @@
-"""Run the recipe, and end this process by SIGKILL a while after a function of it was called so many times.
+"""Run a recipe, and end this process by SIGKILL a while after a function of it was called so many times.
 
-killed_recipe.py MODULE FUNCTION CALL SECONDS [the recipe's arguments]
+killed_recipe.py RECIPE MODULE FUNCTION CALL SECONDS [the recipe's arguments]
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import os
 import signal
 import sys
 import threading
-
-import medmnist2d
 
 
 def kill_after(module: str, function: str, call: int, seconds: float) -> None:
@@ -29,6 +27,6 @@ def kill_after(module: str, function: str, call: int, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    module, function, call, seconds, *arguments = sys.argv[1:]
+    recipe, module, function, call, seconds, *arguments = sys.argv[1:]
     kill_after(module, function, int(call), float(seconds))
-    medmnist2d.main(arguments)
+    importlib.import_module(recipe).main(arguments)

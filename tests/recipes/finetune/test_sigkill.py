@@ -51,7 +51,7 @@ def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_never_killed(
     chance, log = random.Random(0), [f"{processes} process(es), {workers} loader workers"]
     for moment, (module, function, call) in [*MOMENTS.items()] * 2:
         seconds = round(chance.uniform(0, 0.1), 3)
-        killed = launch(processes, KILLED, module, function, call, seconds, *arguments, run, "--resume")
+        killed = launch(processes, KILLED, "medmnist2d", module, function, call, seconds, *arguments, run, "--resume")
         assert killed.returncode != 0, f"the run ended before it could be killed {moment}"
         assert not killed.stderr.startswith("error:"), killed.stderr
         left = sorted(str(path.relative_to(run)) for path in run.glob("seed_*/*/*") if path.name != "metrics.csv")

@@ -1,0 +1,209 @@
+"""What a zoo's trials say together: expected against counted merges, one table, one picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from finetune.arms import ARMS, BASELINE
+from finetune.data import ImageData
+from finetune.figures import difference_legend, difference_rows, new_figure, write_figure
+from finetune.files import write_csv, write_json, write_text
+from finetune.finished import BACKBONE, FinishedRun
+from finetune.models import create_model
+from finetune.options import Options
+from finetune.results import RESULT, TIMING, WEIGHTS
+from finetune.run_folder import CONFIG
+from finetune.sections import Section
+from finetune.statistics import LEVEL, holm
+from finetune.summary import read_summary
+from inmerge_optim import similarity_profile
+
+EXPECTED = "expected_merges.json"
+ERROR_SUFFIX = ".error.json"
+_COLUMNS = (
+    *("dataset", "model", "arm", "skip_layers", "seeds", "baseline_auroc", "auroc"),
+    *("difference", "low", "high", "p", "p_adjusted", "bootstrap_low", "bootstrap_high"),
+    *("drawn", "merged", "merge_rate", "expected_merges", "cost"),
+)
+_HEADER = (
+    *("data", "model", "arm", "baseline AUROC", "difference", "over seeds", "over test cases", "adjusted p"),
+    *("merge rate", "merged", "expected", "cost"),
+)
+_LEGEND = f"""\
+Test AUROC at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its
+{LEVEL:.0%} paired t interval over seeds (training noise) and its bootstrap interval over test cases (test-set noise).
+adjusted p: of the t test, by Holm over all rows. merged: pairs, over all seeds; expected: what the weights at the start
+of the arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the
+baseline's.
+"""
+
+
+def count_expected_merges(run: Path, options: Options, data: ImageData, summary: dict[str, Any]) -> list[Section]:
+    """Predict each arm's merges from the backbones' weights for the pairs that it drew; kept in EXPECTED as well."""
+    expected: dict[str, dict[str, float]] = {}
+    for seed in options.seeds:
+        model = create_model(options, data, pretrained=False)
+        model.load_state_dict(load_file(run / f"seed_{seed}" / BACKBONE / WEIGHTS))
+        profiles = similarity_profile(
+            model,
+            options.skip_layers,
+            merge_prob=options.merge_prob,
+            similarity_threshold=options.similarity_threshold,
+        )
+        shares = {
+            found.name: found.expected_merges / found.expected_draws for found in profiles if found.expected_draws
+        }
+        for arm in options.arms:
+            if ARMS[arm].criterion not in ("similar", "any"):
+                continue
+            result = json.loads((run / f"seed_{seed}" / arm / RESULT).read_text(encoding="utf-8"))
+            for layer, count in result["merges"].items():
+                so_far = expected.setdefault(arm, {}).get(layer, 0.0)
+                expected[arm][layer] = so_far + count["drawn"] * shares.get(layer, 0.0)
+    write_json(run / EXPECTED, expected)
+    rows = [
+        [arm, layer, *map(str, summary["merges"][arm][layer].values()), f"{value:.1f}"]
+        for arm, layers in expected.items()
+        for layer, value in layers.items()
+    ]
+    text = "Expected is what the weights at the start of the arms promise for as many draws, over all seeds."
+    header = ("arm", "layer", "drawn", "merged", "expected")
+    return [Section("Expected and counted merges", text, header, rows)] if rows else []
+
+
+def write_zoo(zoo: Path) -> str:
+    """Make zoo.csv, zoo.md and zoo.png of all cells in a zoo's folder, whoever ran them, and return zoo.md.
+
+    One process at a time, so that the last of several jobs to end leaves the table of all of them.
+    """
+    with FileLock(zoo / "zoo.lock"):
+        rows = [row for cell in sorted(zoo.glob(f"*/{CONFIG}")) for row in _rows(cell.parent)]
+        adjusted = holm({str(place): row["difference"]["p"] for place, row in enumerate(rows)})
+        for place, row in enumerate(rows):
+            row["p_adjusted"] = adjusted[str(place)]
+        write_csv(zoo / "zoo.csv", _COLUMNS, [_cells(row) for row in rows])
+        text = _markdown(zoo, rows)
+        write_text(zoo / "zoo.md", text)
+        if rows:
+            _draw(zoo / "zoo.png", rows)
+    return text
+
+
+def _rows(cell: Path) -> list[dict[str, Any]]:
+    """A row per arm of a finished cell beside the baseline."""
+    if read_summary(cell) is None:
+        return []
+    run = FinishedRun(cell)
+    # Not there where another recipe has finished the trial.
+    expected = json.loads((cell / EXPECTED).read_text(encoding="utf-8")) if (cell / EXPECTED).exists() else {}
+    rows = []
+    for arm in run.other_arms:
+        merges = run.summary["merges"].get(arm, {}).values()
+        drawn, merged = (sum(count[key] for count in merges) for key in ("drawn", "merged"))
+        rows.append(
+            {
+                "dataset": run.options["dataset"],
+                "model": run.options["model"],
+                "arm": arm,
+                "skip_layers": run.options["skip_layers"],
+                "seeds": len(run.seeds),
+                "baseline_auroc": run.summary["arms"][BASELINE]["auroc"]["mean"],
+                "auroc": run.summary["arms"][arm]["auroc"]["mean"],
+                "difference": run.summary["differences"][arm]["auroc"],
+                "drawn": drawn,
+                "merged": merged,
+                "merge_rate": merged / drawn if drawn else None,
+                "expected_merges": sum(expected[arm].values()) if arm in expected else None,
+                "cost": _cost(run, arm),
+            }
+        )
+    return rows
+
+
+def _cost(run: FinishedRun, arm: str) -> float | None:
+    """Time of an arm's training over the baseline's, which makes as many steps on the same images."""
+
+    def seconds(stage: str) -> float:
+        files = (run.stage(seed, stage) / TIMING for seed in run.seeds)
+        return sum(sum(json.loads(file.read_text(encoding="utf-8"))["training_seconds"]) for file in files)
+
+    reference = seconds(BASELINE)
+    return seconds(arm) / reference if reference else None
+
+
+def _cells(row: dict[str, Any]) -> list[Any]:
+    difference = row["difference"]
+    flat = row | difference | {"difference": difference["mean"], "p_adjusted": row["p_adjusted"]}
+    return [flat[column] for column in _COLUMNS]
+
+
+def _markdown(zoo: Path, rows: list[dict[str, Any]]) -> str:
+    lines = ["# Model zoo", "", _line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_texts(row)) for row in rows)]
+    notes = [f"- {name}: failed, {error}" for name, error in errors_of(zoo).items()]
+    failed = set(errors_of(zoo))
+    begun = (cell.parent for cell in sorted(zoo.glob(f"*/{CONFIG}")))
+    notes += [
+        f"- {cell.name}: begun, not finished"
+        for cell in begun
+        if cell.name not in failed and read_summary(cell) is None
+    ]
+    return "\n".join([*lines, "", *notes, *([""] if notes else []), _LEGEND])
+
+
+def _line(cells: Any) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _texts(row: dict[str, Any]) -> list[str]:
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else form.format(value)
+
+    def interval(low: float | None, high: float | None) -> str:
+        return "-" if low is None else f"[{low:+.4f}, {high:+.4f}]"
+
+    difference = row["difference"]
+    return [
+        *(row["dataset"], row["model"], row["arm"], number(row["baseline_auroc"], "{:.4f}")),
+        number(difference["mean"], "{:+.4f}"),
+        interval(difference["low"], difference["high"]),
+        interval(difference["bootstrap_low"], difference["bootstrap_high"]),
+        number(row["p_adjusted"], "{:.2g}"),
+        number(row["merge_rate"], "{:.2%}"),
+        str(row["merged"]) if row["drawn"] else "-",
+        number(row["expected_merges"], "{:.0f}"),
+        number(row["cost"], "{:.2f}"),
+    ]
+
+
+def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The differences, a panel per data set."""
+    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+    several = len({row["arm"] for row in rows}) > 1
+    grouped = {name: [row for row in rows if row["dataset"] == name] for name in datasets}
+    heights = [len(group) + 0.6 for group in grouped.values()]
+    figure, panels = new_figure(
+        0.42 * sum(heights) + 1.2, len(datasets), 1, squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for axes, (name, group) in zip(panels.flat, grouped.items(), strict=True):
+        labels = [f"{row['model']}, {row['arm']}" if several else row["model"] for row in group]
+        difference_rows(axes, list(zip(labels, (row["difference"] for row in group), strict=True)))
+        axes.set_title(name, fontsize="medium", loc="left")
+    panels.flat[-1].set_xlabel(f"test AUROC, {'arm' if several else rows[0]['arm']} minus baseline")
+    difference_legend(figure)
+    write_figure(path, figure)
+
+
+def error_file(cell: Path) -> Path:
+    """Where a cell's error is told: beside its folder, which may not be there."""
+    return cell.with_name(cell.name + ERROR_SUFFIX)
+
+
+def errors_of(zoo: Path) -> dict[str, str]:
+    """The error of each failed cell, by the cell's name."""
+    return {
+        path.name.removesuffix(ERROR_SUFFIX): json.loads(path.read_text(encoding="utf-8"))["error"]
+        for path in sorted(zoo.glob(f"*{ERROR_SUFFIX}"))
+    }

@@ -1,0 +1,121 @@
+"""Run the paired trial for every model of a list on every data set of another, in one job or many.
+
+python recipes/model_zoo.py --models resnet34 vgg19 densenet121 --datasets bloodmnist
+python recipes/model_zoo.py --models resnet34 vgg19 densenet121 --datasets bloodmnist --shard 1/2
+"""
+
+import re
+import traceback
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import medmnist2d
+from finetune.arms import check_arms
+from finetune.errors import InputError, exit_on_input_error, is_main_process
+from finetune.files import write_json
+from finetune.models import check_model_name
+from finetune.options import parse_options
+from finetune.run_folder import check_run_folder
+from finetune.zoo import count_expected_merges, error_file, errors_of, write_zoo
+from medmnist2d import MedMNISTOptions, check_dataset
+from tyro.conf import Suppress
+
+# What the paper gives as L_s.
+PAPER_SKIP_LAYERS = {"vgg16": 10, "vgg19": 10, "resnet34": 30}
+
+
+@dataclass(kw_only=True)
+class ZooOptions(MedMNISTOptions):
+    """Run the paired trial for every model on every 2D data set of MedMNIST, each over all seeds; a stopped zoo goes on
+    by the same command.
+    """
+
+    models: tuple[str, ...]
+    """timm models with convolutions."""
+    datasets: tuple[str, ...]
+    """2D sets of MedMNIST, or digits."""
+    shard: str = "1/1"
+    """i/n: run the i-th, (i + n)-th ... of the trials alone. Jobs with other i may run at the same time."""
+    skip_layers: int | float | None = None
+    """Shallow convolutions that are never merged. None: the paper's number for vgg16, vgg19 (10) and resnet34 (30), a
+    fraction of 0.6 for the others."""
+    output: Path = Path("runs/zoo")
+    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md and zoo.png."""
+    model: Suppress[str] = ""
+    dataset: Suppress[str] = ""
+    resume: Suppress[bool] = True
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the zoo with these arguments, by default those of the command line; exit code 1 if a cell failed."""
+    failed: list[str] = []
+    exit_on_input_error(lambda: failed.extend(_run(argv)))
+    if failed:
+        raise SystemExit(1)
+
+
+def _run(argv: list[str] | None) -> list[str]:
+    """Run the cells of the shard that are not done yet, and return the names of those that failed."""
+    options = parse_options(ZooOptions, argv)
+    cells = _cells(options)
+    for cell in cells:
+        check_run_folder(cell.output, cell, launch={})
+    mine = _shard(options.shard, cells)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for place, cell in enumerate(mine, 1):
+        print(f"\n{cell.output.name}, {place} of {len(mine)}", flush=True)
+        _run_cell(cell)
+    text = write_zoo(options.output)
+    print(f"\n{text}\nTable and picture: {options.output / 'zoo.md'}, {options.output / 'zoo.png'}")
+    names = {cell.output.name for cell in mine}
+    return [name for name in errors_of(options.output) if name in names]
+
+
+def _cells(options: ZooOptions) -> list[MedMNISTOptions]:
+    """The options of each trial: those of medmnist2d.py, so that it and report.py can take any of the run folders."""
+    for name, values in (("models", options.models), ("datasets", options.datasets)):
+        if not values:
+            raise InputError(f"--{name} is empty: name one or more")
+        if len(set(values)) < len(values):
+            raise InputError(f"--{name} {' '.join(values)} names one twice")
+    if options.checkpoint and len(options.models) > 1:
+        raise InputError(f"--checkpoint {options.checkpoint} holds the weights of one model: name that one in --models")
+    check_arms(options)
+    for model in options.models:
+        check_model_name(model)
+    shared = {field.name: getattr(options, field.name) for field in fields(MedMNISTOptions)}
+    cells = []
+    for dataset in options.datasets:
+        for model in options.models:
+            skip = options.skip_layers
+            if skip is None:
+                skip = PAPER_SKIP_LAYERS.get(model.partition(".")[0], MedMNISTOptions.skip_layers)
+            cell = MedMNISTOptions(**shared | {"dataset": dataset, "model": model, "skip_layers": skip})
+            check_dataset(cell)
+            cells.append(replace(cell, output=options.output / f"{dataset}-{model}", config=None))
+    return cells
+
+
+def _shard(text: str, cells: list[MedMNISTOptions]) -> list[MedMNISTOptions]:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise InputError(f"--shard {text} must be i/n with i from 1 to n, such as 1/4")
+    return cells[int(found[1]) - 1 :: int(found[2])]
+
+
+def _run_cell(cell: MedMNISTOptions) -> None:
+    """Run a trial or what is left of it; if it fails its error is written down, and the next call tries it again."""
+    error = error_file(cell.output)
+    try:
+        medmnist2d.run(cell, add_sections=count_expected_merges)
+    except Exception as reason:  # whatever a model, a device or a data set raises: the other cells go on
+        sentence = str(reason).strip() or type(reason).__name__
+        print(f"{cell.output.name} failed: {sentence}", flush=True)
+        if is_main_process():
+            write_json(error, {"error": sentence.splitlines()[0], "traceback": traceback.format_exc()})
+    else:
+        error.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
