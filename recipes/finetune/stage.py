@@ -107,6 +107,8 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
     """Run a stage, or what is left of it, and return its result as it stands in result.json."""
     result = read_result(accelerator, stage.folder)
     if result is not None:
+        if accelerator.is_main_process:  # a run that was killed right after the result has left it
+            shutil.rmtree(stage.folder / "state", ignore_errors=True)
         return result
     session = _prepare(accelerator, options, data, stage)
     progress = load_checkpoint(accelerator, stage.folder / "state")

@@ -106,6 +106,16 @@ def test_damaged_result_is_made_anew(tmp_path: Path, reference: Path) -> None:
     assert_same(run, reference)
 
 
+def test_checkpoints_that_a_kill_left_in_a_finished_stage_are_removed(tmp_path: Path, reference: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "summary.json").unlink()
+    (run / "seed_0/inmerge/state/epoch_0002").mkdir(parents=True)
+    (run / "seed_0/inmerge/state/epoch_0002/model.safetensors").write_bytes(b"left")
+    run_digits(run, *SETTINGS, "--resume")
+    assert_same(run, reference)
+
+
 def test_resume_prints_the_table_of_a_finished_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
