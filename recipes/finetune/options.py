@@ -93,8 +93,8 @@ class Options:
     """Train on so many images, drawn by --split-seed, for a dry run."""
     workers: int = 0
     """Worker processes that load batches."""
-    tracker: Literal["tensorboard", "wandb", "trackio", "none"] = "none"
-    """Where the figures of each epoch are logged beside metrics.csv, each stage as a run of its own."""
+    tracker: str = "none"
+    """tensorboard, wandb, trackio or none: where each epoch's figures are logged, each stage as a run of its own."""
     output: Path | None = None
     """The run folder. None: runs/<data>-<model>."""
     resume: bool = False

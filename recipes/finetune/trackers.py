@@ -8,14 +8,18 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from finetune.errors import InputError
+from finetune.errors import InputError, near_names
 from finetune.options import Options, as_plain
 
+TRACKERS = ("tensorboard", "wandb", "trackio", "none")
 PROJECT = "inmerge_optim"
 
 
 def check_tracker(tracker: str) -> None:
-    """Refuse a tracker that is not installed, which accelerate would leave out with a word in the log."""
+    """Refuse an unknown tracker, and one that is not installed, which accelerate would leave out without an error."""
+    if tracker not in TRACKERS:
+        hint = near_names(tracker, TRACKERS) or f": choose from {', '.join(TRACKERS)}"
+        raise InputError(f"--tracker {tracker} is unknown{hint}")
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(
             f"--tracker {tracker} needs the package {tracker}: install it with pip install 'inmerge_optim[trackers]'"

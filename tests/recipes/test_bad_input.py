@@ -58,6 +58,8 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--checkpoint", "absent.safetensors"], "leave out one of both"),
         (["--arms", "baseline", "inmerg"], "unknown arm 'inmerg': did you mean inmerge?"),
         (["--arms", "inmerge"], "--arms must hold baseline"),
+        (["--tracker", "tensorbord"], "--tracker tensorbord is unknown: did you mean tensorboard?"),
+        (["--tracker", "mlflow"], "--tracker mlflow is unknown: choose from tensorboard, wandb, trackio, none"),
         (["--smoothing", "1"], "--smoothing must be at least 0 and below 1"),
         (["--limit-train", "2000"], "--limit-train 2000 has no effect on the"),
         (["--model", "dla46_c", "--image-size", "32", "--grad-checkpointing"], "timm's dla46_c can't do it"),
