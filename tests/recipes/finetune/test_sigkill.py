@@ -15,6 +15,7 @@ from small_runs import QUICK, assert_same
 RECIPES = Path(__file__).parents[3] / "recipes"
 KILLED = Path(__file__).with_name("killed_recipe.py")
 SETTINGS = ["--dataset", "digits", *QUICK, "--seeds", "0", "1", "--batch-size", "200", "--similarity-threshold", "-0.5"]
+CURVES = ("metrics.csv", "timing.json")  # written after each epoch
 # Where the clock starts: a function of finetune, and which of its calls.
 MOMENTS = {
     "in a step of the next epoch": ("stage", "train_epoch", 2),
@@ -54,7 +55,7 @@ def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_never_killed(
         killed = launch(processes, KILLED, "medmnist2d", module, function, call, seconds, *arguments, run, "--resume")
         assert killed.returncode != 0, f"the run ended before it could be killed {moment}"
         assert not killed.stderr.startswith("error:"), killed.stderr
-        left = sorted(str(path.relative_to(run)) for path in run.glob("seed_*/*/*") if path.name != "metrics.csv")
+        left = sorted(str(path.relative_to(run)) for path in run.glob("seed_*/*/*") if path.name not in CURVES)
         log.append(f"kill {len(log):2}: {seconds:.3f} s after the call of {function}, {moment}; left {left[-1:]}")
     record_property("kills", "\n".join(log))
     resumed = launch(processes, RECIPES / "medmnist2d.py", *arguments, run, "--resume")
