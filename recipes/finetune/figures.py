@@ -83,7 +83,7 @@ def difference_legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], color=_GREY, marker="o", linestyle="", markersize=4, label="one seed"),
         Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval over seeds"),
-        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level} interval over test cases"),
+        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level} interval over the test set"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 

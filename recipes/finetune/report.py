@@ -69,7 +69,7 @@ def write_side_by_side(folders: Sequence[Path], path: Path) -> None:
             "Differences to the baseline on test AUROC",
             "Each run is a trial of its own: no test is made over them, and the more runs stand here, the likelier one "
             "of them differs by chance.",
-            ("run", "arm", "baseline AUROC", "difference", "over seeds", "over test cases", "merged", "verdict"),
+            ("run", "arm", "baseline AUROC", "difference", "over seeds", "over the test set", "merged", "verdict"),
             [row for run in runs for row in _difference_rows_of(run)],
             [(picture, "Difference in test AUROC of every run and arm, with both intervals")],
         ),
@@ -106,7 +106,7 @@ def _verdict(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
             f"{100 * (1 - LEVEL):.0f} %, Holm-adjusted over the arms. Anything else is “no difference shown”, which is "
             "not the same as equal."
         )
-    header = ("AUROC on test", "mean", "over seeds", "over test cases", "adjusted p")
+    header = ("AUROC on test", "mean", "over seeds", "over the test set", "adjusted p")
     compared = [(f"{arm} - {BASELINE}", run.summary["differences"][arm]["auroc"]) for arm in run.other_arms]
     compared += [(name, metrics["auroc"]) for name, metrics in run.summary["contrasts"].items()]
     rows = [

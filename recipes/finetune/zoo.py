@@ -29,7 +29,7 @@ _COLUMNS = (
     *("drawn", "merged", "merge_rate", "expected_merges", "cost"),
 )
 _HEADER = (
-    *("data", "model", "arm", "baseline AUROC", "difference", "over seeds", "over test cases", "adjusted p"),
+    *("data", "model", "arm", "baseline AUROC", "difference", "over seeds", "over the test set", "adjusted p"),
     *("merge rate", "merged", "expected", "cost"),
 )
 _LEGEND = f"""\
