@@ -157,7 +157,7 @@ def _curves_by_class(
     scored = {k: positive for k, positive in positives(run.task, labels).items() if 0 < positive.sum() < len(positive)}
     columns = min(3, max(1, len(scored)))
     rows = math.ceil(len(scored) / columns) or 1
-    side = 4.2 if columns == 1 else _WIDTH / columns
+    side = 4.2 if columns == 1 else _WIDTH / columns + 0.2
     figure, panels = new_figure(side * rows + 0.8, rows, columns, sharex=True, sharey=True, squeeze=False)
     for axes in panels.flat[len(scored) :]:
         axes.set_visible(False)
@@ -167,7 +167,7 @@ def _curves_by_class(
             for seed, (_, probabilities) in enumerate(predictions):
                 label = arm if seed == 0 else None
                 axes.plot(*curve(positive, probabilities[:, k]), label=label, alpha=0.75, **look | {"linewidth": 1.1})
-            axes.set_title(f"{run.task.classes[k]} ({positive.sum()} of {len(positive)})", fontsize="small")
+            axes.set_title(f"{run.task.classes[k]}\n{positive.sum()} of {len(positive)}", fontsize="small")
             axes.set_aspect("equal")
             axes.grid(alpha=0.3)
     if scored:
