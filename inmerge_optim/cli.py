@@ -204,9 +204,12 @@ def _build(options: argparse.Namespace) -> tuple[nn.Module, str]:
     model = _call_factory(options.module) if options.module else _timm_model(options)
     if options.checkpoint:
         _load(model, options.checkpoint)
-    weights = (
-        "pretrained weights" if options.pretrained else "random weights: --checkpoint or --pretrained gives others"
-    )
+    if options.module:
+        weights = "weights as the factory made them"
+    elif options.pretrained:
+        weights = "pretrained weights"
+    else:
+        weights = "random weights: --checkpoint or --pretrained gives others"
     return (
         model,
         f"{options.model or options.module} ({f'weights of {options.checkpoint}' if options.checkpoint else weights})",

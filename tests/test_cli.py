@@ -115,7 +115,8 @@ def test_each_layer_has_its_row_and_its_reason(capsys):
     rows = [line.split() for line in out.splitlines() if line.strip()[:1].isdigit()][:3]
     assert [row[:2] for row in rows] == [["0", "0"], ["1", "2"], ["2", "4"]]
     assert rows[0][-1] == "shallow"
-    assert "random weights" in out
+    assert "weights as the factory made them" in out
+    assert "random weights" not in out
     assert "3 layers, 3 counted, 2 selected." in out
 
 
