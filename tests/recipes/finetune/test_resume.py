@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import finetune.checkpoints
@@ -176,22 +171,4 @@ def test_full_disk_leaves_the_last_checkpoint(
     assert "epoch_0002 can't be written" in message
     assert json.loads((run / "seed_0/baseline/state/epoch_0001/progress.json").read_text())["epochs"] == 1
     run_digits(run, *SETTINGS, "--resume")
-    assert_same(run, reference)
-
-
-def test_run_killed_by_the_system_goes_on(tmp_path: Path, reference: Path) -> None:
-    """SIGKILL of a real process while an arm trains, then the same command with --resume."""
-    run = tmp_path / "run"
-    recipe = Path(__file__).parents[3] / "recipes" / "medmnist2d.py"
-    command = [sys.executable, str(recipe), "--dataset", "digits", "--model", "test_resnet", "--no-pretrained"]
-    command += ["--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2", *SETTINGS, "--output", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (run / "seed_0/baseline/state/epoch_0001").exists() and time.monotonic() < deadline:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
     assert_same(run, reference)
