@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import medmnist2d
+import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
@@ -29,6 +30,28 @@ def run_digits(output: Path, *arguments: object, report: bool = False) -> Path:
     """A quick run on digits with a small model; the run folder."""
     run_recipe("--dataset", "digits", *QUICK, "--output", output, *arguments, report=report)
     return output
+
+
+class Killed(BaseException):
+    """What ends a run in place of a signal; no handler of the recipes catches it."""
+
+
+def run_digits_until(
+    monkeypatch: pytest.MonkeyPatch, run: Path, module: object, function: str, call: int, *arguments: object
+) -> None:
+    """Run until the named function is entered for the `call`-th time."""
+    real, calls = getattr(module, function), []
+
+    def until(*args: object, **kwargs: object) -> object:
+        calls.append(None)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, until)
+        with pytest.raises(Killed):
+            run_digits(run, *arguments)
 
 
 def content_of(run: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from finetune.averages import recalibrate_batch_norm
 from safetensors.torch import load_file
-from small_runs import assert_same, run_digits
+from small_runs import assert_same, run_digits, run_digits_until
 
 QUICK = ["--batch-size", "400", "--epochs", "1"]
 CONTROLS = [*QUICK, "--arms", "baseline", "inmerge", "random-pairs", "dissimilar", "--cooldown-epochs", "1"]
@@ -64,18 +64,7 @@ def test_controls_without_merges_equal_the_baseline(tmp_path: Path) -> None:
 
 def run_stopped(monkeypatch: pytest.MonkeyPatch, run: Path, call: int, *arguments: str) -> None:
     """Run until the given call of train_epoch, then go on with --resume."""
-    real, calls = finetune.stage.train_epoch, []
-
-    def until(*args: object, **kwargs: object) -> float:
-        calls.append(None)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(finetune.stage, "train_epoch", until)
-        with pytest.raises(KeyboardInterrupt):
-            run_digits(run, *arguments)
+    run_digits_until(monkeypatch, run, finetune.stage, "train_epoch", call, *arguments)
     run_digits(run, *arguments, "--resume")
 
 

@@ -14,13 +14,9 @@ import finetune.stage
 import pytest
 import torch
 from finetune.checkpoints import CheckpointWarning
-from small_runs import assert_same, run_digits
+from small_runs import assert_same, run_digits, run_digits_until
 
 SETTINGS = ["--batch-size", "400", "--similarity-threshold", "-0.5", "--hflip", "0.5"]
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the recipes may catch it."""
 
 
 @pytest.fixture(scope="module")
@@ -28,22 +24,6 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing stopped."""
     torch.set_num_threads(1)
     return run_digits(tmp_path_factory.mktemp("reference") / "run", *SETTINGS)
-
-
-def run_killed(monkeypatch: pytest.MonkeyPatch, run: Path, module: object, function: str, call: int) -> None:
-    """Run until the named function is entered for the `call`-th time."""
-    real, calls = getattr(module, function), []
-
-    def until(*args: object, **kwargs: object) -> object:
-        calls.append(None)
-        if len(calls) == call:
-            raise Killed
-        return real(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, function, until)
-        with pytest.raises(Killed):
-            run_digits(run, *SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +39,7 @@ def run_killed(monkeypatch: pytest.MonkeyPatch, run: Path, module: object, funct
 def test_resumed_run_equals_one_that_was_never_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path, module: object, function: str, call: int
 ) -> None:
-    run_killed(monkeypatch, tmp_path / "run", module, function, call)
+    run_digits_until(monkeypatch, tmp_path / "run", module, function, call, *SETTINGS)
     assert not (tmp_path / "run" / "summary.json").exists()
     run_digits(tmp_path / "run", *SETTINGS, "--resume")
     assert_same(tmp_path / "run", reference)
@@ -69,7 +49,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path
 ) -> None:
     run = tmp_path / "run"
-    run_killed(monkeypatch, run, finetune.stage, "write_result", 3)
+    run_digits_until(monkeypatch, run, finetune.stage, "write_result", 3, *SETTINGS)
     newest = run / "seed_0/inmerge/state/epoch_0002"
     (newest / "optimizer.bin").write_bytes((newest / "optimizer.bin").read_bytes()[:-100])
     with pytest.warns(CheckpointWarning, match=r"epoch_0002 is damaged \(optimizer.bin"):
@@ -81,7 +61,7 @@ def test_stage_without_a_whole_checkpoint_starts_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference: Path
 ) -> None:
     run = tmp_path / "run"
-    run_killed(monkeypatch, run, finetune.stage, "train_epoch", 4)
+    run_digits_until(monkeypatch, run, finetune.stage, "train_epoch", 4, *SETTINGS)
     (run / "seed_0/baseline/state/epoch_0001/manifest.json").write_text('{"optimizer.bin":')
     with pytest.warns(CheckpointWarning, match="epoch_0001 is damaged"):
         run_digits(run, *SETTINGS, "--resume")
