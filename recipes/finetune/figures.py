@@ -153,7 +153,7 @@ def _curves_by_class(
     run: FinishedRun, curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> tuple[Figure, list[Axes]]:
     """A panel per class that has positive and negative cases on test, with a line per arm and seed."""
-    labels = run.predictions(run.arms[0])[0][0]
+    labels = run.predictions[run.arms[0]][0][0]
     scored = {k: positive for k, positive in positives(run.task, labels).items() if 0 < positive.sum() < len(positive)}
     columns = min(3, max(1, len(scored)))
     rows = math.ceil(len(scored) / columns) or 1
@@ -162,7 +162,7 @@ def _curves_by_class(
     for axes in panels.flat[len(scored) :]:
         axes.set_visible(False)
     for arm, look in _looks(run):
-        predictions = run.predictions(arm)
+        predictions = run.predictions[arm]
         for axes, (k, positive) in zip(panels.flat, scored.items(), strict=False):
             for seed, (_, probabilities) in enumerate(predictions):
                 label = arm if seed == 0 else None
@@ -179,7 +179,7 @@ def _reliability(run: FinishedRun) -> Figure:
     """Of a task of several classes for the class that is predicted, else for the positive cases of all labels."""
     figure, (above, below) = new_figure(6.2, 2, 1, sharex=True, height_ratios=(3, 1))
     for arm, look in _looks(run, marker=True):
-        pairs = [_outcomes_and_confidence(run, *prediction) for prediction in run.predictions(arm)]
+        pairs = [_outcomes_and_confidence(run, *prediction) for prediction in run.predictions[arm]]
         outcomes, confidence = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
         observed, expected = calibration_curve(outcomes, confidence, n_bins=_BINS)
         above.plot(expected, observed, label=arm, markersize=5, **look)
@@ -219,7 +219,7 @@ def _confusion(run: FinishedRun) -> Figure:
     for axes, arm in zip(panels.flat, run.arms, strict=False):
         counts = sum(
             confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(len(classes)))
-            for labels, probabilities in run.predictions(arm)
+            for labels, probabilities in run.predictions[arm]
         )
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)

@@ -94,6 +94,10 @@ class FinishedRun:
         tables = {seed: pd.read_csv(self.stage(seed, stage) / file) for seed in self.seeds}
         return pd.concat(tables, names=["seed"]).reset_index("seed")
 
-    def predictions(self, arm: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Labels and probabilities on test of each seed, in the order of the seeds; see read_predictions."""
-        return [read_predictions(self.stage(seed, arm) / "predictions_test.csv") for seed in self.seeds]
+    @cached_property
+    def predictions(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """Per arm the labels and probabilities on test of each seed, in their order; see read_predictions."""
+        return {
+            arm: [read_predictions(self.stage(seed, arm) / "predictions_test.csv") for seed in self.seeds]
+            for arm in self.arms
+        }

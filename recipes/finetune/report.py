@@ -5,7 +5,6 @@ A report is a list of sections; the templates know nothing of what is in them.
 
 import base64
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from finetune.figures import (
 from finetune.files import write_text
 from finetune.finished import FinishedRun
 from finetune.results import WEIGHTS
-from finetune.sections import Section, interval_text, number_text
+from finetune.sections import SIGNED, Section, interval_text, number_text, range_text
 from finetune.statistics import LEVEL
+from finetune.summary import left_out, total_merges
 
 REPORT = "report.html"
 CARD = "README.md"
@@ -43,7 +43,6 @@ METRIC_NAMES = {
     "medmnist_auc": "medmnist's AUC",
     "medmnist_acc": "medmnist's ACC",
 }
-_SIGNED = "{:+.4f}"
 _NOT_SETTINGS = {"resume", "config", "output", "data_dir", "workers", "tracker", "prepared_dir", "prepare_workers"}
 
 
@@ -87,9 +86,9 @@ def _sections(run: FinishedRun, figures: dict[str, tuple[str, str]]) -> list[Sec
         _trial(run),
         _arms(run),
         _per_class(run),
-        replace(Section("Curves on test"), figures=pictures("roc", "precision_recall", "reliability", "confusion")),
+        Section("Curves on test", figures=pictures("roc", "precision_recall", "reliability", "confusion")),
         _merges(run, pictures("merge_rates")),
-        replace(Section("Learning curves"), figures=pictures("learning_curves")),
+        Section("Learning curves", figures=pictures("learning_curves")),
         *run.sections,
         _settings(run),
     ]
@@ -112,9 +111,9 @@ def _verdict(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
     rows = [
         [
             name,
-            number_text(difference["mean"], _SIGNED),
-            _interval(difference["low"], difference["high"]),
-            _interval(difference["bootstrap_low"], difference["bootstrap_high"]),
+            number_text(difference["mean"], SIGNED),
+            range_text(difference["low"], difference["high"]),
+            range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
             None if difference["p_adjusted"] is None else f"{difference['p_adjusted']:.2g}",
         ]
         for name, difference in compared
@@ -163,10 +162,10 @@ def _arms(run: FinishedRun) -> Section:
             epochs = "last" if last else f"best ({', '.join(map(str, run.summary['epochs'][arm]))})"
             rows.append([arm, epochs, *(_mean(scores[metric]) for metric in metrics)])
         for arm, differences in figures["differences"].items():
-            cells = (number_text(differences[metric]["mean"], _SIGNED) for metric in metrics)
+            cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
     text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
-    absent = [name for name, scores in run.summary["per_class"][BASELINE].items() if scores["auroc"]["mean"] is None]
+    absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
     return Section("The arms", text, header, rows)
@@ -198,7 +197,7 @@ def _merges(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
     ranks = _effective_ranks(run, BASELINE)
     for arm in run.merging_arms:
         layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
-        for layer, count in [*layers.items(), ("all", _total(layers))]:
+        for layer, count in [*layers.items(), ("all", total_merges(layers))]:
             merged = table if layer == "all" else table[table["layer"] == layer]
             cosine = (merged["mean_cosine"] * merged["merged"]).sum() / count["merged"] if count["merged"] else None
             found = [number_text(values.get(layer), "{:.1f}") for values in (own_ranks, ranks)]
@@ -209,7 +208,7 @@ def _merges(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
         "The effective rank of a layer's kernels is that after the arm's last epoch, beside the baseline's: merging "
         "that draws kernels together lowers it."
     )
-    totals = [_total(run.summary["merges"][arm]) for arm in run.merging_arms]
+    totals = [total_merges(run.summary["merges"][arm]) for arm in run.merging_arms]
     if all(1000 * count["merged"] < count["drawn"] for count in totals):
         text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
     header = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "effective rank", f"{BASELINE}'s rank")
@@ -224,13 +223,18 @@ def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
 
 
 def _settings(run: FinishedRun) -> Section:
-    settings = {name: value for name, value in run.options.items() if name not in _NOT_SETTINGS}
-    rows = [[f"--{name.replace('_', '-')}", _plain(value)] for name, value in settings.items()]
-    rows += [[name, str(value)] for name, value in run.versions["launch"].items()]
+    rows = [[name, value] for name, value in _settings_of(run).items()]
     rows += [[f"{package} version", version] for package, version in run.versions["packages"].items()]
     rows += [["Python version", run.versions["python"]]]
     rows += [[f"checksum of {name}", checksum] for name, checksum in run.versions["data"].items()]
     return Section("Settings and versions", "", ("setting", "value"), rows)
+
+
+def _settings_of(run: FinishedRun) -> dict[str, str]:
+    """What the figures depend on beside data and versions: the options, and how the run was launched."""
+    options = {name: value for name, value in run.options.items() if name not in _NOT_SETTINGS}
+    flags = {f"--{name.replace('_', '-')}": _plain(value) for name, value in options.items()}
+    return flags | {name: str(value) for name, value in run.versions["launch"].items()}
 
 
 def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
@@ -264,10 +268,10 @@ def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
                 run.name,
                 arm,
                 _mean(run.summary["arms"][BASELINE]["auroc"]),
-                number_text(difference["mean"], _SIGNED),
-                _interval(difference["low"], difference["high"]),
-                _interval(difference["bootstrap_low"], difference["bootstrap_high"]),
-                _share(_total(layers)) if layers else None,
+                number_text(difference["mean"], SIGNED),
+                range_text(difference["low"], difference["high"]),
+                range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
+                _share(total_merges(layers)) if layers else None,
                 outcomes[arm],
             ]
         )
@@ -296,15 +300,7 @@ def _labels(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _differing_settings(runs: Sequence[FinishedRun]) -> list[list[str]]:
-    settings = []
-    for run in runs:
-        launch = {name: str(value) for name, value in run.versions["launch"].items()}
-        options = {
-            f"--{name.replace('_', '-')}": _plain(value)
-            for name, value in run.options.items()
-            if name not in _NOT_SETTINGS
-        }
-        settings.append({**options, **launch})
+    settings = [_settings_of(run) for run in runs]
     rows = [
         [name, *(found.get(name, "-") for found in settings)] for name in dict.fromkeys(k for s in settings for k in s)
     ]
@@ -334,10 +330,6 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _total(layers: dict[str, dict[str, int]]) -> dict[str, int]:
-    return {key: sum(count[key] for count in layers.values()) for key in ("drawn", "merged")}
-
-
 def _share(count: dict[str, int]) -> str | None:
     return f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else None
 
@@ -346,10 +338,6 @@ def _mean(figure: dict[str, Any]) -> str | None:
     if figure["mean"] is None:
         return None
     return number_text(figure["mean"]) + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
-
-
-def _interval(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"[{low:+.4f}, {high:+.4f}]"
 
 
 def _plain(value: Any) -> str:

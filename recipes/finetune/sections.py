@@ -8,6 +8,7 @@ from pathlib import Path
 from finetune.files import write_json
 
 SECTIONS = "sections.json"
+SIGNED = "{:+.4f}"
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,12 @@ def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
     return None if value is None else form.format(value)
 
 
-def interval_text(
-    value: float | None, interval: tuple[float | None, float | None], form: str = "{:+.4f}"
-) -> str | None:
+def range_text(low: float | None, high: float | None, form: str = SIGNED) -> str | None:
+    """A cell with an interval."""
+    return None if low is None or high is None else f"[{form.format(low)}, {form.format(high)}]"
+
+
+def interval_text(value: float | None, interval: tuple[float | None, float | None], form: str = SIGNED) -> str | None:
     """A cell with a figure and its interval, as far as they are defined."""
-    low, high = interval
-    if value is None or low is None:
-        return number_text(value, form)
-    return f"{form.format(value)} [{form.format(low)}, {form.format(high)}]"
+    between = range_text(*interval, form)
+    return number_text(value, form) if value is None or between is None else f"{form.format(value)} {between}"

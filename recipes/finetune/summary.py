@@ -185,13 +185,19 @@ def table(summary: dict[str, Any]) -> str:
             rows.append([f"{arm} - {BASELINE}", name, *cells])
     heading = f"Test figures over {seeds} seeds, mean ± standard deviation" if seeds > 1 else "Test figures, one seed"
     merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
-    return "\n".join([heading, _aligned(rows), *_left_out(summary), *merges, "", *_verdict_lines(summary)])
+    names = left_out(summary)
+    absent = [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
+    return "\n".join([heading, _aligned(rows), *absent, *merges, "", *_verdict_lines(summary)])
 
 
-def _left_out(summary: dict[str, Any]) -> list[str]:
-    """The classes that the macro means don't hold, named."""
-    names = [name for name, figures in summary["per_class"][BASELINE].items() if figures["auroc"]["mean"] is None]
-    return [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
+def left_out(summary: dict[str, Any]) -> list[str]:
+    """The classes that the macro means don't hold, since all or none of the test cases have them."""
+    return [name for name, figures in summary["per_class"][BASELINE].items() if figures["auroc"]["mean"] is None]
+
+
+def total_merges(layers: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Pairs drawn and merged in all layers of an arm."""
+    return {key: sum(count[key] for count in layers.values()) for key in ("drawn", "merged")}
 
 
 def _verdict_lines(summary: dict[str, Any]) -> list[str]:
@@ -222,10 +228,7 @@ def _number_text(value: float | None, form: str) -> str:
 
 def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
     rows = [["layer", "drawn", "merged", "share"]]
-    for layer, count in [
-        *merges.items(),
-        ("all", {k: sum(c[k] for c in merges.values()) for k in ("drawn", "merged")}),
-    ]:
+    for layer, count in [*merges.items(), ("all", total_merges(merges))]:
         share = f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else "-"
         rows.append([layer, str(count["drawn"]), str(count["merged"]), share])
     return f"\nKernels merged by {arm}\n{_aligned(rows)}"

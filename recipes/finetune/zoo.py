@@ -16,9 +16,9 @@ from finetune.models import create_model
 from finetune.options import Options
 from finetune.results import RESULT, TIMING, WEIGHTS
 from finetune.run_folder import CONFIG
-from finetune.sections import Section
+from finetune.sections import SIGNED, Section, number_text, range_text
 from finetune.statistics import LEVEL, holm
-from finetune.summary import read_summary
+from finetune.summary import read_summary, total_merges
 from inmerge_optim import similarity_profile
 
 EXPECTED = "expected_merges.json"
@@ -101,8 +101,7 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
     expected = json.loads((cell / EXPECTED).read_text(encoding="utf-8")) if (cell / EXPECTED).exists() else {}
     rows = []
     for arm in run.other_arms:
-        merges = run.summary["merges"].get(arm, {}).values()
-        drawn, merged = (sum(count[key] for count in merges) for key in ("drawn", "merged"))
+        drawn, merged = total_merges(run.summary["merges"].get(arm, {})).values()
         rows.append(
             {
                 "dataset": run.options["dataset"],
@@ -158,24 +157,19 @@ def _line(cells: Any) -> str:
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
-    def number(value: float | None, form: str) -> str:
-        return "-" if value is None else form.format(value)
-
-    def interval(low: float | None, high: float | None) -> str:
-        return "-" if low is None else f"[{low:+.4f}, {high:+.4f}]"
-
     difference = row["difference"]
-    return [
-        *(row["dataset"], row["model"], row["arm"], number(row["baseline_auroc"], "{:.4f}")),
-        number(difference["mean"], "{:+.4f}"),
-        interval(difference["low"], difference["high"]),
-        interval(difference["bootstrap_low"], difference["bootstrap_high"]),
-        number(row["p_adjusted"], "{:.2g}"),
-        number(row["merge_rate"], "{:.2%}"),
-        str(row["merged"]) if row["drawn"] else "-",
-        number(row["expected_merges"], "{:.0f}"),
-        number(row["cost"], "{:.2f}"),
+    cells = [
+        *(row["dataset"], row["model"], row["arm"], number_text(row["baseline_auroc"], "{:.4f}")),
+        number_text(difference["mean"], SIGNED),
+        range_text(difference["low"], difference["high"]),
+        range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
+        number_text(row["p_adjusted"], "{:.2g}"),
+        number_text(row["merge_rate"], "{:.2%}"),
+        str(row["merged"]) if row["drawn"] else None,
+        number_text(row["expected_merges"], "{:.0f}"),
+        number_text(row["cost"], "{:.2f}"),
     ]
+    return ["-" if cell is None else cell for cell in cells]
 
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
