@@ -34,11 +34,35 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     with storage_errors(path):
-        partial = path.with_name(path.name + PARTIAL)
-        partial.write_bytes(content)
-        flush(partial)
+        partial = _write_partial(path, content)
         os.replace(partial, path)
         flush(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that nobody has written yet; an InputError where it is there, be it since a moment ago."""
+    with storage_errors(path):
+        partial = _write_partial(path, content)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise InputError(f"{path} was written by another launch meanwhile: choose another folder") from None
+        except OSError:  # a file system without hard links
+            path.touch(exist_ok=False)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(path.parent)
+
+
+def _write_partial(path: Path, content: bytes) -> Path:
+    """Write the content beside the file's place, through no link that lies there, and flush it."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(content)
+    flush(partial)
+    return partial
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from .judging.summary import summarise
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
+from .runs.lock import hold_run
 from .runs.layout import REPORT, TENSORBOARD
 from .runs.results import read_test_probabilities
 from .runs.sections import Section, write_sections
@@ -62,6 +63,18 @@ def run_trial(
     check_tracker(options.tracker)
     run = options.output or Path("runs") / name
     accelerator = _accelerator(options, run)
+    with hold_run(run, accelerator):
+        _run_or_go_on(accelerator, options, run, load_data, main_first, add_sections)
+
+
+def _run_or_go_on(
+    accelerator: Accelerator,
+    options: Options,
+    run: Path,
+    load_data: Callable[[], ImageData],
+    main_first: bool,
+    add_sections: AddSections | None,
+) -> None:
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)
