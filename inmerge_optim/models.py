@@ -161,8 +161,8 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of safetensors, pickle, zip files and timm itself
         if "weights_only" in str(error):
             raise CheckpointError(
-                f"{path} is a pickle that holds more than weights, and loading it could run any code (torch.load with "
-                "weights_only=True refuses it): save its state_dict() alone, best as .safetensors"
+                f"{path} holds no weights, or more than weights: torch.load with weights_only=True refuses it, since "
+                "loading it otherwise could run any code; save its state_dict() alone, best as .safetensors"
             ) from error
         raise CheckpointError(
             f"{path} can't be read as weights ({_first_line(error)}): give a .safetensors or .pth file"
