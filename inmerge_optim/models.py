@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
-_NEAREST = 3
 _SHOWN_KEYS = 3
 _SAFE, _UNSAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
@@ -43,9 +42,7 @@ def check_name(name: str) -> None:
         return
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), _NEAREST)
-        hint = f"near names: {', '.join(near)}" if near else "timm.list_models() names them all"
-        raise ModelError(f"{name} is no model of timm; {hint}")
+        raise ModelError(f"{name} is unknown to timm{_near(architecture, timm.list_models())}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
         raise ModelError(f"{name}: timm's {architecture} has no weights {tag!r}, but {', '.join(tags) or 'none'}")
@@ -98,9 +95,7 @@ def call_factory(place: str) -> nn.Module:
             raise ModelError(f"{place}: {name} can't be imported ({_first_line(error)})") from error
         factory = getattr(module, attribute, None)
         if not callable(factory):
-            near = difflib.get_close_matches(attribute, dir(module), _NEAREST)
-            hint = f"; near names: {', '.join(near)}" if near else ""
-            raise ModelError(f"{place}: {name} has no function {attribute}{hint}")
+            raise ModelError(f"{place}: {name} has no function {attribute}{_near(attribute, dir(module))}")
         try:
             model = factory()
         except (Exception, SystemExit) as error:
@@ -135,10 +130,11 @@ def read_checkpoint(path: Path, model: nn.Module, *, classifier: bool = True) ->
     found = {key: value for key, value in weights.items() if not key.startswith(heads)}
     differences = _differences(found, expected)
     if differences:
+        architecture = _timm_config(model).get("architecture") or type(model).__name__
+        more = f" and {len(differences) - _SHOWN_KEYS} more" if len(differences) > _SHOWN_KEYS else ""
         raise CheckpointError(
-            f"{path} does not fit {type(model).__name__}: {len(differences)} keys differ, first "
-            f"{', '.join(differences[:_SHOWN_KEYS])}: give the file and the model that belong together, with the same "
-            "number of classes"
+            f"{path} does not fit {architecture}: {', '.join(differences[:_SHOWN_KEYS])}{more}; give the model that it "
+            "was saved from, with its number of classes"
         )
     trained = {name for name, _ in model.named_parameters()} & found.keys()
     broken = [key for key in found if key in trained and not found[key].to(expected[key].dtype).isfinite().all()]
@@ -178,8 +174,12 @@ def _is_plain(value: object) -> bool:
 
 def _classifiers(model: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of the keys of a timm model's classifiers."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = _timm_config(model).get("classifier") or ()
     return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
+
+
+def _timm_config(model: nn.Module) -> Mapping[str, Any]:
+    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def _differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -226,6 +226,11 @@ def _current_folder_first() -> Iterator[None]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known)
+    return f": did you mean {' or '.join(near)}?" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

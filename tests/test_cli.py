@@ -240,14 +240,14 @@ def test_files_that_hold_no_weights_are_refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["resnet34x"], "resnet34x is no model of timm; near names: resnet34"),
-        (["qqqqqq"], "timm.list_models()"),
+        (["resnet34x"], "resnet34x is unknown to timm: did you mean resnet34"),
+        (["qqqqqq"], "qqqqqq is unknown to timm"),
         (["resnet34.nonsense"], "timm's resnet34 has no weights 'nonsense', but"),
         ([], "either a timm MODEL or --module"),
         (["resnet34", "--module", "a:b"], "either a timm MODEL or --module"),
         (["--module", "no.such.module:f"], "no.such.module can't be imported (No module named 'no')"),
         (["--module", "torch.nn"], "must look like package.module:factory"),
-        (["--module", "torch.nn:Identty"], "has no function Identty; near names: Identity"),
+        (["--module", "torch.nn:Identty"], "has no function Identty: did you mean Identity"),
         (["--module", f"{__name__}:no_module"], "no_module() returned a dict, but a torch.nn.Module is needed"),
         (["--module", f"{__name__}:fails"], "fails() failed (no such file)"),
         (["--module", "torch.nn:Identity", "--num-classes", "3"], "--num-classes is for a timm MODEL"),
