@@ -230,6 +230,7 @@ def write(path: Path, content: bytes) -> None:
     """
     if is_standard_output(path):
         try:
+            sys.stdout.flush()
             sys.stdout.buffer.write(content)
             sys.stdout.buffer.flush()
         except OSError:  # what is left in the buffer would be tried again, and fail again, when Python ends

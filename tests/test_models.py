@@ -131,7 +131,7 @@ def test_pretrained_weights_run_no_code(source, write, tmp_path, monkeypatch):
     name, settings = f"local-dir:{folder}", {}
     if source == "file":
         name, settings = SMALL, {"pretrained_cfg_overlay": {"file": str(folder / "pytorch_model.bin")}}
-    with pytest.raises(CheckpointError, match="the pretrained weights of .* can't be had"):
+    with pytest.raises(CheckpointError, match=r"the pretrained weights of .* can't be had"):
         create_timm_model(name, pretrained=True, **settings)
     assert not canary.exists()
 
@@ -271,7 +271,7 @@ def test_a_name_beyond_what_the_disk_allows_is_refused(tmp_path):
     ],
 )
 def test_a_name_that_timm_does_not_know_is_refused(name, message):
-    with pytest.raises(ModelError, match="unknown to timm|no weights") as caught:
+    with pytest.raises(ModelError, match=r"unknown to timm|no weights") as caught:
         check_name(name)
     assert message in str(caught.value)
     check_name("resnet34.a1_in1k")
@@ -293,7 +293,7 @@ def test_a_model_is_built_from_a_folder_of_timm(tmp_path):
 
 
 def test_settings_that_timm_does_not_take_are_named():
-    with pytest.raises(ModelError, match="test_resnet can't be built by timm with {'no_such': 1}"):
+    with pytest.raises(ModelError, match=r"test_resnet can't be built by timm with {'no_such': 1}"):
         create_timm_model(SMALL, no_such=1)
 
 

@@ -127,7 +127,7 @@ class WritesAFile:
 
 
 def test_checkpoint_that_would_run_code(refusal: Callable[..., str], tmp_path: Path) -> None:
-    """timm before 1.0.26 ran it here and refused it only then."""
+    """The loader of timm before 1.0.26 ran it here, and only then it was refused."""
     arguments = [word for word in DIGITS if word != "--no-pretrained"]
     (tmp_path / "weights.pth").write_bytes(pickle.dumps(WritesAFile()))
     assert "holds no weights, or more than weights" in refusal(*arguments, "--checkpoint", "weights.pth")
