@@ -271,7 +271,7 @@ def _merge_tally(session: Session) -> dict[str, tuple[int, int, float]]:
 def _merge_rows(epoch: int, session: Session, before: dict[str, tuple[int, int, float]]) -> list[list[Any]]:
     """A row of merges.csv per watched layer: what was merged since `before`, and the effective rank of its kernels."""
     after, rows = _merge_tally(session), []
-    for layer, rank in kernel_ranks(session.watched).items():
+    for layer, rank in kernel_ranks(session.model, session.watched).items():
         nothing = (0, 0, 0.0)
         drawn, merged, cosines = (
             late - early for late, early in zip(after.get(layer, nothing), before.get(layer, nothing), strict=True)
