@@ -19,8 +19,8 @@ from .judging.summary import summarise
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
-from .runs.lock import hold_run
 from .runs.layout import REPORT, TENSORBOARD
+from .runs.lock import hold_run
 from .runs.results import read_test_probabilities
 from .runs.sections import Section, write_sections
 from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings

@@ -27,7 +27,7 @@ def test_files_of_others_are_not_taken_for_a_run(attack: Callable[..., str], tmp
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("mine")
     for resume in ([], ["--resume"]):
-        assert "run is not empty, and holds no run, for lack of a config.yaml" in attack(*RUN, *resume)
+        assert "run is not empty, and holds no run, as it has no config.yaml" in attack(*RUN, *resume)
 
 
 def test_a_run_that_lost_its_settings_does_not_go_on(attack: Callable[..., str], run: Path) -> None:

@@ -119,9 +119,8 @@ def test_without_the_systems_locks_signs_of_life_decide(tmp_path: Path, monkeypa
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", without_locks)
-    with hold_run(tmp_path / "run"):
-        with pytest.raises(RunHeld), hold_run(tmp_path / "run"):
-            pass
+    with hold_run(tmp_path / "run"), pytest.raises(RunHeld), hold_run(tmp_path / "run"):
+        pass
     record(tmp_path / "run", socket.gethostname())
     with hold_run(tmp_path / "run"):
         pass

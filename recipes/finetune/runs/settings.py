@@ -61,7 +61,7 @@ def _check_empty(run: Path) -> None:
         raise InputError(f"--output {run} is a file: give the path of a folder")
     if run.exists() and any(entry.name not in ours for entry in run.iterdir()):
         raise InputError(
-            f"--output {run} is not empty, and holds no run, for lack of a {CONFIG}: choose another folder"
+            f"--output {run} is not empty, and holds no run, as it has no {CONFIG}: choose another folder"
         )
 
 
