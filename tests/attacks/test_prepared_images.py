@@ -121,9 +121,7 @@ def test_a_trial_ends_at_a_damaged_image(attack: Callable[..., str], tree: Path,
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "I/O error"), MemoryError()])
-def test_an_error_that_passes_is_not_remembered(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
+def test_an_error_that_passes_is_not_remembered(tree: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     whole = read_all(prepare(read_nih_tree(tree, False).images, SIDE, tree.parent / "whole", workers=0))
     real = ImageFiles.read
 

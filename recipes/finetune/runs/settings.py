@@ -60,9 +60,7 @@ def _check_empty(run: Path) -> None:
     if run.is_file():
         raise InputError(f"--output {run} is a file: give the path of a folder")
     if run.exists() and any(entry.name not in ours for entry in run.iterdir()):
-        raise InputError(
-            f"--output {run} is not empty, and holds no run, as it has no {CONFIG}: choose another folder"
-        )
+        raise InputError(f"--output {run} is not empty, and holds no run, as it has no {CONFIG}: choose another folder")
 
 
 def check_same_data(run: Path, data: ImageData) -> None:
@@ -74,13 +72,13 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """config.yaml, data.json where the data have more to tell, and versions.json, once, at the start of a run."""
+    """config.yaml and versions.json, once, at the start of a run, and data.json."""
     if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
         write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
+    task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
+    write_json(run / DATA, {**task, **data.description})
     if (run / VERSIONS).exists():
         return
-    if data.description:
-        write_json(run / DATA, data.description)
     packages = {name: found for name in _PACKAGES if (found := _version(name))}
     versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
