@@ -1,4 +1,4 @@
-"""What tests attack the recipes with: a limit of time, a look at everything around, and what an error must look like."""
+"""What tests attack the recipes with: a limit of time, a look at all files around, and what an error must look like."""
 
 from __future__ import annotations
 

@@ -1,9 +1,14 @@
 """Errors that a user can mend, told in one sentence."""
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import NoReturn
+
+from .signals import Stopped, stoppable
 
 
 class InputError(Exception):
@@ -39,10 +44,36 @@ def is_main_process() -> bool:
 
 
 def exit_on_input_error(run: Callable[[], None]) -> None:
-    """Run a recipe; an InputError ends it with one sentence from the main process and exit code 2."""
+    """Run a recipe; what ends it early is told in one sentence, by the main process.
+
+    The exit code is 2 for an InputError, 130 after Ctrl-C and 143 after SIGTERM.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a table ends no run because a terminal lacks a sign
     try:
-        run()
+        with stoppable():
+            run()
+            sys.stdout.flush()
     except InputError as error:
-        if is_main_process():
-            print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(error, 2)
+    except OSError as error:  # of a file that nobody sees to, such as standard output on a full disk
+        _end(InputError(f"{first_line(error)}: mend that, and give the same command again"), 2)
+    except Stopped as stop:
+        _end(stop, stop.code)
+
+
+def _end(reason: BaseException, code: int) -> NoReturn:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again, and says so
+    if is_main_process():
+        with suppress(OSError):
+            print(f"error: {printable(str(reason))}", file=sys.stderr, flush=True)
+    raise SystemExit(code) from None
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what would move a terminal's cursor, colour it or end the line."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

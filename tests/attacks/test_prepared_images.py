@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
-import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -94,15 +94,18 @@ def test_damaged_pixels_are_never_returned(tree: Path, damage: Callable[[Path], 
     whole = read_all(prepare_tree(tree))
     path = sorted((tree.parent / "prepared").glob("*.arrow"))[1]
     damage(path)
+    refusal = None
     try:
         found = read_all(prepare_tree(tree))
     except InputError as error:
-        assert ".arrow is damaged (" in str(error)
-        assert "delete it and give the same command again" in str(error)
+        refusal = str(error)
         for file in path.parent.glob("*.arrow"):
             file.unlink()
         found = read_all(prepare_tree(tree))
     np.testing.assert_array_equal(found, whole)
+    assert refusal is None or re.search(
+        r"\.arrow is damaged \(.*\): delete it and give the same command again", refusal
+    )
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -186,8 +189,7 @@ def saved(kind: str) -> bytes:
 def test_only_png_and_jpeg_of_a_sane_size_are_decoded(content: bytes, reason: str, monkeypatch) -> None:
     """PIL would hand an EPS to Ghostscript, whatever the file is called."""
     monkeypatch.setattr("subprocess.Popen", None)
-    with warnings.catch_warnings(), time_limit(), pytest.raises(UnreadableImage, match=reason):
-        warnings.simplefilter("error")
+    with time_limit(), pytest.raises(UnreadableImage, match=reason):
         grey_square(content, 20)
 
 

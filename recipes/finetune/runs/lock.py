@@ -78,9 +78,9 @@ def _hold(run: Path) -> Iterator[None]:
     path = run / LOCK
     made: list[Path] = []
     try:
-        if run.is_file():
-            raise InputError(f"--output {run} is a file: give the path of a folder")
         with storage_errors(run):
+            if run.is_file():
+                raise InputError(f"--output {run} is a file: give the path of a folder")
             descriptor = _take_in(run, made)
         _held.add(descriptor)
         try:
