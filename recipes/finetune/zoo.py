@@ -1,6 +1,6 @@
 """What a zoo's trials say together: expected against counted merges, one table, one picture."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ from torch import nn
 from inmerge_optim import similarity_profile
 
 from .data.images import ImageData
-from .files import write_csv, write_json, write_text
+from .errors import InputError, damage_told
+from .files import GENERATOR, check_written_here, read_json, storage_errors, write_csv, write_json, write_text
 from .judging.intervals import LEVEL, holm
 from .judging.summary import total_merges
 from .options import BASELINE, Options
@@ -20,6 +21,7 @@ from .reports.style import (
     difference_rows,
     new_figure,
     number_text,
+    plain_text,
     range_text,
     write_figure,
 )
@@ -29,6 +31,7 @@ from .runs.sections import Section
 from .training.arms import ARMS, merge_settings
 from .training.models import load_model
 
+TABLE, PAGE, PICTURE = "zoo.csv", "zoo.md", "zoo.png"
 EXPECTED = "expected_merges.json"
 ERROR_SUFFIX = ".error.json"
 _COLUMNS = (
@@ -36,6 +39,7 @@ _COLUMNS = (
     *("difference", "low", "high", "p", "p_adjusted", "bootstrap_low", "bootstrap_high"),
     *("drawn", "merged", "merge_rate", "expected_merges", "cost"),
 )
+_INTERVALS = ("mean", "low", "high", "p", "bootstrap_low", "bootstrap_high")
 _HEADER = (
     *("data", "model", "arm", "baseline AUROC", "difference", "over seeds", "over the test set", "adjusted p"),
     *("merge rate", "merged", "expected", "cost"),
@@ -79,21 +83,37 @@ def _expected_shares(model: nn.Module, settings: dict[str, Any]) -> dict[str, fl
     return {found.name: found.expected_merges / found.expected_draws for found in profiles if found.expected_draws}
 
 
+def check_zoo(zoo: Path) -> None:
+    """Refuse a folder whose tables and picture are not a zoo's."""
+    check_written_here(zoo / TABLE, ",".join(_COLUMNS[:3]).encode())
+    check_written_here(zoo / PAGE)
+    check_written_here(zoo / PICTURE)
+
+
 def write_zoo(zoo: Path) -> str:
     """Make zoo.csv, zoo.md and zoo.png of all cells in a zoo's folder, whoever ran them, and return zoo.md.
 
-    One process at a time, so that the last of several jobs to end leaves the table of all of them.
+    One process at a time, so that the last of several jobs to end leaves the table of all of them. A cell that can't be
+    read is named, and the others have their rows.
     """
+    with storage_errors(zoo):
+        zoo.mkdir(parents=True, exist_ok=True)
     with FileLock(zoo / "zoo.lock"):
-        rows = [row for cell in sorted(zoo.glob(f"*/{CONFIG}")) for row in _rows(cell.parent)]
+        rows, notes = [], []
+        for cell in (path.parent for path in sorted(zoo.glob(f"*/{CONFIG}"))):
+            try:
+                with damage_told(cell):
+                    rows += _rows(cell)
+            except InputError as error:
+                notes.append(f"- {cell.name}: not in the table, {error}")
         adjusted = holm({str(place): row["difference"]["p"] for place, row in enumerate(rows)})
         for place, row in enumerate(rows):
             row["p_adjusted"] = adjusted[str(place)]
-        write_csv(zoo / "zoo.csv", _COLUMNS, [_cells(row) for row in rows])
-        text = _markdown(zoo, rows)
-        write_text(zoo / "zoo.md", text)
+        write_csv(zoo / TABLE, _COLUMNS, [_cells(row) for row in rows])
+        text = _markdown(rows, [*notes, *_notes(zoo)])
+        write_text(zoo / PAGE, text)
         if rows:
-            _draw(zoo / "zoo.png", rows)
+            _draw(zoo / PICTURE, rows)
     return text
 
 
@@ -104,10 +124,11 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
         return []
     run = FinishedRun(cell)
     # Not there where another recipe has finished the trial.
-    expected = json.loads((cell / EXPECTED).read_text(encoding="utf-8")) if (cell / EXPECTED).exists() else {}
+    expected = read_json(cell / EXPECTED) if (cell / EXPECTED).exists() else {}
     rows = []
     for arm in run.other_arms:
         drawn, merged = total_merges(summary["merges"].get(arm, {})).values()
+        difference = summary["differences"][arm]["auroc"]
         rows.append(
             {
                 "dataset": run.options["dataset"],
@@ -115,9 +136,10 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
                 "arm": arm,
                 "skip_layers": run.options["skip_layers"],
                 "seeds": len(run.seeds),
-                "baseline_auroc": summary["arms"][BASELINE]["auroc"]["mean"],
-                "auroc": summary["arms"][arm]["auroc"]["mean"],
-                "difference": summary["differences"][arm]["auroc"],
+                "baseline_auroc": _number(summary["arms"][BASELINE]["auroc"]["mean"]),
+                "auroc": _number(summary["arms"][arm]["auroc"]["mean"]),
+                "difference": {name: _number(difference[name]) for name in _INTERVALS}
+                | {"values": [_number(value) for value in difference["values"]]},
                 "drawn": drawn,
                 "merged": merged,
                 "merge_rate": merged / drawn if drawn else None,
@@ -128,12 +150,17 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _number(value: float | None) -> float | None:
+    """A figure of a summary that anyone may have written."""
+    return None if value is None else float(value)
+
+
 def _cost(run: FinishedRun, arm: str) -> float | None:
     """Time of an arm's training over the baseline's, which makes as many steps on the same images."""
 
     def seconds(stage: str) -> float:
         files = (run.stage(seed, stage) / TIMING for seed in run.seeds)
-        return sum(sum(json.loads(file.read_text(encoding="utf-8"))["training_seconds"]) for file in files)
+        return sum(sum(read_json(file)["training_seconds"]) for file in files)
 
     reference = seconds(BASELINE)
     return seconds(arm) / reference if reference else None
@@ -145,21 +172,26 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     return [flat[column] for column in _COLUMNS]
 
 
-def _markdown(zoo: Path, rows: list[dict[str, Any]]) -> str:
-    lines = ["# Model zoo", "", _line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_texts(row)) for row in rows)]
-    notes = [f"- {name}: failed, {error}" for name, error in errors_of(zoo).items()]
-    failed = set(errors_of(zoo))
-    begun = (cell.parent for cell in sorted(zoo.glob(f"*/{CONFIG}")))
-    notes += [
-        f"- {cell.name}: begun, not finished"
-        for cell in begun
-        if cell.name not in failed and not (cell / SUMMARY).exists()
+def _markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    table = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_texts(row)) for row in rows)]
+    lines = [f"<!-- by {GENERATOR} -->", "# Model zoo", "", *table, ""]
+    return "\n".join([*lines, *(plain_text(note) for note in notes), *([""] if notes else []), _LEGEND])
+
+
+def _notes(zoo: Path) -> list[str]:
+    """What is to be said of cells that have no row: those that failed, and those that are not finished."""
+    errors = errors_of(zoo)
+    begun = (path.parent for path in sorted(zoo.glob(f"*/{CONFIG}")))
+    unfinished = [cell.name for cell in begun if cell.name not in errors and not (cell / SUMMARY).exists()]
+    return [
+        *(f"- {name}: failed, {error}" for name, error in errors.items()),
+        *(f"- {name}: begun, not finished" for name in unfinished),
     ]
-    return "\n".join([*lines, "", *notes, *([""] if notes else []), _LEGEND])
 
 
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+def _line(cells: Iterable[str]) -> str:
+    texts = [plain_text(cell).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(texts)} |"
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
@@ -203,7 +235,11 @@ def error_file(cell: Path) -> Path:
 
 def errors_of(zoo: Path) -> dict[str, str]:
     """The error of each failed cell, by the cell's name."""
-    return {
-        path.name.removesuffix(ERROR_SUFFIX): json.loads(path.read_text(encoding="utf-8"))["error"]
-        for path in sorted(zoo.glob(f"*{ERROR_SUFFIX}"))
-    }
+    errors = {}
+    for path in sorted(zoo.glob(f"*{ERROR_SUFFIX}")):
+        try:
+            reason = str(read_json(path)["error"])
+        except (InputError, KeyError):
+            reason = f"{path.name} can't be read"
+        errors[path.name.removesuffix(ERROR_SUFFIX)] = reason
+    return errors
