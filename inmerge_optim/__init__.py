@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inmerge_optim.layers import KernelLayer, kernel_layers
-    from inmerge_optim.merging import draw_pairs, merge_kernels_
+    from inmerge_optim.drawing import draw_pairs
+    from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.replicas import check_replicas
     from inmerge_optim.similarity import effective_rank, kernel_ranks, kernel_similarity, similarity_profile
@@ -19,7 +20,7 @@ _HOMES = {
     "KernelLayer": "layers",
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
-    "draw_pairs": "merging",
+    "draw_pairs": "drawing",
     "effective_rank": "similarity",
     "kernel_layers": "layers",
     "kernel_ranks": "similarity",

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import warnings
 
 import numpy as np
+import oracle
 import pytest
 import timm
 import timm.optim
 import torch
 from torch import nn
 
-from inmerge_optim import InMergeOptimizer, NoMergeWarning, draw_pairs, merge_kernels_
+from inmerge_optim import InMergeOptimizer, NoMergeWarning, merge_kernels_
 
 MERGE_ALL = {"merge_prob": 1.0, "similarity_threshold": -1.0}
 
@@ -57,6 +59,12 @@ def train(model, optimizer, steps=5, start=0):
 def wrap(model, base=None, **settings):
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) if base is None else base
     return InMergeOptimizer(base, model, **{"skip_layers": 1, **settings})
+
+
+def step_rng(seed, step, names=("3", "5")):
+    """Return the generator of a step: one uniform number per kernel comes first, in the order of the layers."""
+    key = repr((seed, "step", step, *names)).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key).digest(), "little"))
 
 
 def equal(a, b):
@@ -136,12 +144,12 @@ def test_each_step_is_the_bases_step_and_then_a_merge_of_each_selected_layer():
     optimizer = wrap(wrapped, similarity_threshold=0.0, merge_prob=0.7, seed=3)
     for step in range(4):
         train(expected, base, 1, start=step)
-        rng = np.random.default_rng(np.random.SeedSequence((3, step)))
-        draws = [draw_pairs(8, 2, 0.7, rng), draw_pairs(12, 1, 0.7, rng)]
-        for place, (picked, partners) in zip((3, 5), draws, strict=True):
+        uniforms = step_rng(3, step).random(20).tolist()
+        draws = [oracle.draw(uniforms[:8], 2, 0.7), oracle.draw(uniforms[8:], 1, 0.7)]
+        for place, pairs in zip((3, 5), draws, strict=True):
             weight = expected[place].weight.detach()
             before = weight.clone()
-            for i, j in zip(picked, partners, strict=True):
+            for i, j in pairs:
                 if torch.cosine_similarity(before[i].flatten(), before[j].flatten(), dim=0) > 0:
                     weight[i] = torch.lerp(before[i], before[j], 0.2)
         train(wrapped, optimizer, 1, start=step)
@@ -162,12 +170,12 @@ def test_biases_norms_and_optimizer_state_stay_as_the_base_left_them():
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
 
-@pytest.mark.parametrize("criterion", ["similar", "dissimilar", "any"])
-def test_the_cosines_of_merged_pairs_are_summed(criterion):
+@pytest.mark.parametrize("criterion", ["similar", "dissimilar", "random_pairs"])
+def test_counts_have_the_mean_cosine_of_the_merged_pairs(criterion):
     model = small_cnn()
     optimizer = wrap(model, merge_prob=0.7, similarity_threshold=0.0, criterion=criterion, seed=3)
-    assert optimizer.merged_cosines() == {"3": 0, "5": 0}
-    expected, merges = 0.0, 0
+    assert optimizer.merge_counts()["5"] == {"drawn": 0, "merged": 0, "mean_cosine": None}
+    cosines = []
     twin = small_cnn()
     base = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     for step in range(4):
@@ -175,15 +183,13 @@ def test_the_cosines_of_merged_pairs_are_summed(criterion):
         train(twin, base, 1, start=step)  # the weights as the base leaves them, from which the cosines are taken
         train(model, optimizer, 1, start=step)
         before, after = (net[5].weight.detach().flatten(1) for net in (twin, model))
-        rng = np.random.default_rng(np.random.SeedSequence((3, step)))
-        draw_pairs(8, 2, 0.7, rng)
-        for i, j in zip(*draw_pairs(12, 1, 0.7, rng), strict=True):
+        for i, j in oracle.draw(step_rng(3, step).random(20).tolist()[8:], 1, 0.7):
             if not torch.equal(before[i], after[i]):
-                expected += torch.cosine_similarity(before[i].double(), before[j].double(), dim=0).item()
-                merges += 1
-    assert optimizer.merge_counts()["5"]["merged"] == merges > 0
-    assert optimizer.merged_cosines()["5"] == pytest.approx(expected, abs=1e-6)
-    assert copy.deepcopy(optimizer).merged_cosines() == optimizer.merged_cosines()
+                cosines.append(torch.cosine_similarity(before[i].double(), before[j].double(), dim=0).item())
+    counts = optimizer.merge_counts()["5"]
+    assert counts["merged"] == len(cosines) > 0
+    assert counts["mean_cosine"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-6)
+    assert copy.deepcopy(optimizer).merge_counts() == optimizer.merge_counts()
 
 
 def test_draws_are_the_same_whatever_other_layers_do():
@@ -227,14 +233,14 @@ def test_seeds_and_steps_give_other_draws():
 
 def test_controls_merge_the_pairs_that_they_name():
     counts = {}
-    for criterion in ("similar", "dissimilar", "any"):
+    for criterion in ("similar", "dissimilar", "random_pairs"):
         model = small_cnn()
         optimizer = wrap(model, merge_prob=1.0, similarity_threshold=0.0, criterion=criterion)
         backward(model)
         optimizer.step()
         counts[criterion] = [count["merged"] for count in optimizer.merge_counts().values()]
         assert [count["drawn"] for count in optimizer.merge_counts().values()] == [8, 12]
-    assert counts["similar"] == counts["any"]
+    assert counts["similar"] == counts["random_pairs"]
     assert [a + b for a, b in zip(counts["similar"], counts["dissimilar"], strict=True)] == [8, 12]
 
 
@@ -318,7 +324,8 @@ def test_layers_say_what_is_bound():
     model = small_cnn()
     model[3].weight.requires_grad_(False)
     base = torch.optim.SGD([p for name, p in model.named_parameters() if name != "5.weight"], lr=0.1)
-    layers = {layer.name: layer for layer in wrap(model, base).layers}
+    with pytest.warns(UserWarning, match="1 of the 2 layers selected for merging are not in the optimizer.*: 5; add_par"):
+        layers = {layer.name: layer for layer in wrap(model, base).layers}
     assert (layers["0"].selected, layers["0"].reason) == (False, "shallow")
     assert (layers["3"].selected, layers["3"].reason) == (True, "frozen")
     assert (layers["5"].selected, layers["5"].reason) == (False, "not in the optimizer")
@@ -354,13 +361,12 @@ def test_no_warning_where_kernels_merge():
 
 def test_merge_kernels_is_one_step_of_the_wrapper():
     wrapped, by_hand = small_cnn(), small_cnn()
-    optimizer = wrap(
-        wrapped, torch.optim.SGD(wrapped[5:].parameters(), lr=0.1), merge_prob=0.5, similarity_threshold=0.0
-    )
+    base = torch.optim.SGD(wrapped[5:].parameters(), lr=0.1)
+    optimizer = wrap(wrapped, base, names=["5"], merge_prob=0.5, similarity_threshold=0.0)
     base = torch.optim.SGD(by_hand[5:].parameters(), lr=0.1)
     train(wrapped, optimizer, 1)
     train(by_hand, base, 1)
-    rng = np.random.default_rng(np.random.SeedSequence((0, 0)))
+    rng = step_rng(0, 0, names=["5"])
     merge_kernels_(by_hand[5].weight, merge_prob=0.5, merge_weight=0.8, similarity_threshold=0.0, rng=rng)
     assert equal(wrapped[5:], by_hand[5:])
 

@@ -185,7 +185,7 @@ def test_a_base_without_the_hooks_of_torch_is_merged_and_saved():
     assert same(model, trained(5)[0])
 
 
-def test_modes_are_forwarded_to_a_base_that_has_them_and_ignored_by_others():
+def test_modes_are_those_of_a_base_that_has_them():
     model = network()
     base = Moded(model.parameters(), lr=0.1)
     optimizer = wrapped(model, base)
@@ -193,9 +193,7 @@ def test_modes_are_forwarded_to_a_base_that_has_them_and_ignored_by_others():
     assert base.mode == "train"
     optimizer.eval()
     assert base.mode == "eval"
-    optimizer = wrapped(network())
-    optimizer.train()
-    optimizer.eval()
+    assert not hasattr(wrapped(network()), "train")  # accelerate and the Hugging Face Trainer ask
 
 
 def test_state_groups_and_defaults_are_the_bases_when_either_replaces_them():
