@@ -371,6 +371,8 @@ class InMergeOptimizer(Optimizer):
     @torch.no_grad()
     def _merge(self, key: tuple[str, int], bound: list[_Bound], chosen: list[_Bound]) -> None:
         """Draw for all bound layers, by a key that says which step or round it is, and merge in the chosen ones."""
+        if not chosen:
+            return
         listed = [self._binding.listed[layer.layer] for layer in bound]
         rng = _generator(self.seed, *key, *(layer.name for layer in listed))
         probs = [layer.group.get("merge_prob", self.merge_prob) for layer in bound]

@@ -14,8 +14,10 @@ import timm
 import timm.optim
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 from inmerge_optim import InMergeOptimizer, NoMergeWarning, merge_kernels_
+from inmerge_optim.optimizer import _generator
 
 MERGE_ALL = {"merge_prob": 1.0, "similarity_threshold": -1.0}
 
@@ -217,6 +219,27 @@ def test_the_global_generators_are_left_alone():
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
 
 
+def test_no_two_seeds_steps_or_models_share_their_draws():
+    drawn = {}
+    for names in (("a", "b"), ("ab", ""), ("a", "c")):
+        for seed in (0, 1, 2**32, 2**32 + 1):
+            for kind, number in (("step", 0), ("step", 1), ("step", 2**32), ("round", 0)):
+                drawn[seed, kind, number, names] = _generator(seed, kind, number, *names).random(4).tobytes()
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_two_networks_of_one_seed_draw_apart_unless_their_layers_have_the_same_names():
+    """A generator and a discriminator, say; the two of an ensemble are told to take seeds of their own."""
+    plain, nested, twin = small_cnn(), nn.Sequential(small_cnn()), small_cnn()
+    for model, names in ((plain, ["3", "5"]), (nested, ["0.3", "0.5"]), (twin, ["3", "5"])):
+        optimizer = wrap(model, torch.optim.SGD(model.parameters(), lr=1e-30), names=names, merge_prob=0.5)
+        optimizer.similarity_threshold = -1.0
+        backward(model)
+        optimizer.step()
+    assert equal(plain, twin)
+    assert not equal(plain, nested[0])
+
+
 def test_seeds_and_steps_give_other_draws():
     weights = {}
     for seed in (0, 1):
@@ -253,9 +276,15 @@ def test_settings_may_change_between_steps_and_are_checked_when_set():
     optimizer.merge_prob, optimizer.merge_weight, optimizer.similarity_threshold = 1.0, 0.5, -1.0
     train(model, optimizer, 1)
     assert [count["merged"] for count in optimizer.merge_counts().values()] == [8, 12]
-    with pytest.raises(ValueError, match="merge_weight is 2, but it must be a number from 0 to 1"):
-        optimizer.merge_weight = 2
-    assert optimizer.merge_weight == 0.5
+    for name, value, message in [
+        ("merge_weight", 2, "merge_weight is 2, but it must be a number from 0 to 1"),
+        ("criterion", "disimilar", "criterion is 'disimilar', but it must be one of similar, dissimilar, random_pairs"),
+        ("seed", -5, "seed is -5, but it must be an int from 0"),
+    ]:
+        before = getattr(optimizer, name)
+        with pytest.raises(ValueError, match=message):
+            setattr(optimizer, name, value)
+        assert getattr(optimizer, name) == before
 
 
 def test_thresholds_that_fit_each_layer_may_be_set_between_steps():
@@ -313,6 +342,20 @@ def test_a_model_without_kernels_to_merge_is_refused(build, message):
         warnings.simplefilter("ignore")
         with pytest.raises(ValueError, match=message):
             InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
+
+
+def test_parameters_in_place_of_the_model_are_refused():
+    model = small_cnn()
+    with pytest.raises(TypeError, match=r"model is a generator, but it must be the torch.nn.Module whose parameters"):
+        wrap(model.parameters(), torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_plain_numbers_are_refused_by_the_name_of_their_layer(dtype):
+    model = small_cnn()
+    model[5].weight = nn.Parameter(model[5].weight.detach().to(dtype))
+    with pytest.raises(TypeError, match=rf"the weight of 5 is {dtype} of shape .*, but kernels are merged in"):
+        wrap(model, names=["3", "5"])
 
 
 def test_an_optimizer_of_another_model_is_refused():
@@ -384,3 +427,36 @@ def test_checkpoints_resume_to_the_bit():
     second.load_state_dict(saved[1])
     train(resumed, second, 3, start=3)
     assert equal(straight, resumed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: parametrize.register_parametrization(layer, "weight", nn.Tanh()),
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+    ],
+    ids=["parametrized", "pruned"],
+)
+def test_a_weight_that_is_parametrized_or_pruned_after_wrapping_is_left_alone_from_then_on(change):
+    merged, plain = small_cnn(), small_cnn()
+    optimizer = wrap(merged, **MERGE_ALL)
+    base = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    for model in (merged, plain):
+        change(model[5])
+    train(merged, optimizer, 1)
+    train(plain, base, 1)
+    (original,) = (value for name, value in merged[5].named_parameters() if name.endswith(("original", "weight_orig")))
+    assert any(torch.equal(original, value) for value in plain[5].parameters())
+    assert optimizer.merge_counts()["5"]["drawn"] == 0
+    assert optimizer.merge_counts()["3"]["drawn"] == 8
+    assert {layer.name: layer.reason for layer in optimizer.layers}["5"] == "parametrized"
+
+
+def test_a_pickle_is_no_larger_than_the_base_and_needs_no_module():
+    model = small_cnn()
+    model[0].register_forward_hook(lambda module, args, output: None)  # can't be pickled
+    optimizer = wrap(model)
+    train(model, optimizer, 1)
+    base, wrapper = len(pickle.dumps(optimizer.base_optimizer)), len(pickle.dumps(optimizer))
+    assert wrapper < base + 10_000
+    assert pickle.loads(pickle.dumps(optimizer)).merge_counts() == optimizer.merge_counts()
