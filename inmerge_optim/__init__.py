@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inmerge_optim.layers import KernelLayer, kernel_layers
     from inmerge_optim.drawing import draw_pairs
+    from inmerge_optim.layers import KernelLayer, kernel_layers
     from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.replicas import check_replicas

@@ -94,8 +94,8 @@ class Binding:
             return
         self._told.update(layer.index for layer in absent)
         warnings.warn(
-            f"{len(absent)} of the {len(selected)} layers selected for merging are not in the optimizer and left alone: "
-            f"{', '.join(layer.name for layer in absent)}; add_param_group binds them",
+            f"{len(absent)} of the {len(selected)} layers selected for merging are not in the optimizer and left "
+            f"alone: {', '.join(layer.name for layer in absent)}; add_param_group binds them",
             stacklevel=user_stacklevel(),
         )
 

@@ -75,7 +75,7 @@ def draw_layers(
     prob = np.repeat(np.asarray(merge_probs, np.float64), [kernels for kernels, _ in layers])
     uniforms, roundings = rng.random(len(start)), rng.random(len(layers))
     picked = np.flatnonzero((uniforms < prob) & (size > 1))
-    # Below p a uniform number is uniform there: where it lies says which of the others, and the kernel itself is passed.
+    # Below p a uniform number is uniform there: where it lies says which of the others, the kernel itself left out.
     start, size = start[picked], size[picked]
     place = np.minimum(uniforms[picked] * (size - 1) / prob[picked], size - 2).astype(np.int64)
     partners = start + place + (start + place >= picked)

@@ -84,8 +84,8 @@ class InMergeOptimizer(Optimizer):
         layer_types: the classes of layers to look at.
         example_inputs: what the model is traced with, if not an image of its own size; see kernel_layers.
 
-    The settings from ``merge_prob`` to ``merge_stop`` are attributes, which may be changed between steps and are checked
-    when they are.
+    The settings from ``merge_prob`` to ``merge_stop`` are attributes, which may be changed between steps and are
+    checked when they are.
 
     Attributes:
         layers: a KernelLayer per layer of the model, with those selected and the reason where not.
@@ -172,7 +172,7 @@ class InMergeOptimizer(Optimizer):
         if name in _FORWARDED and base is not None:
             return getattr(base, name)
         if name == "second_step" and hasattr(base, name):  # the step proper of sharpness-aware bases
-            return partial(self._step_and_merge, base.second_step)
+            return partial(self._step_and_merge, getattr(base, name))
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
@@ -238,8 +238,8 @@ class InMergeOptimizer(Optimizer):
         """Merge without a step, for schedules of one's own.
 
         Each round draws and merges in every bound layer that is not frozen, whatever its gradient and learning rate,
-        ``every``, ``merge_start`` and ``merge_stop``. Rounds are counted in the param groups as ``inmerge_rounds``, apart
-        from the steps, and keyed by that number: a checkpoint goes on with the next one.
+        ``every``, ``merge_start`` and ``merge_stop``. Rounds are counted in the param groups as ``inmerge_rounds``,
+        apart from the steps, and keyed by that number: a checkpoint goes on with the next one.
 
         Args:
             rounds: how many, from 0.
@@ -294,8 +294,9 @@ class InMergeOptimizer(Optimizer):
         """Return per layer what was merged since this process started; it waits for the device.
 
         Returns:
-            By the layer's name: ``drawn`` and ``merged``, numbers of pairs, and ``mean_cosine``, the mean of the cosines
-            of the merged ones, each rounded to 2**-24, or None where none was merged. Under FSDP2 all ranks' pairs count.
+            By the layer's name: ``drawn`` and ``merged``, numbers of pairs, and ``mean_cosine``, the mean of the
+            cosines of the merged ones, each rounded to 2**-24, or None where none was merged. Under FSDP2 all ranks'
+            pairs count.
         """
         counts = {}
         for index in sorted(self._binding.places):
@@ -388,8 +389,8 @@ class InMergeOptimizer(Optimizer):
                 kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rule)
         tallies = dict(zip(sharded, merge_sharded_layers_(list(sharded.values())), strict=True))
         tallies.update((index, merge_layer_(layer)) for index, layer in whole.items())
-        for index, layer in (whole | sharded).items():
-            self._drawn[index] = self._drawn.get(index, 0) + layer.pairs.picked.size
+        for index, merged in (whole | sharded).items():
+            self._drawn[index] = self._drawn.get(index, 0) + merged.pairs.picked.size
             self._tallies[index] = self._tallies.get(index, 0) + tallies[index]
         self._warn_if_nothing_merges()
 
@@ -451,8 +452,8 @@ def _check_base(base: Optimizer) -> None:
             raise TypeError("base_optimizer is or holds an InMergeOptimizer already: wrap the bare optimizer, once")
         if any(ancestor.__name__ == "AcceleratedOptimizer" for ancestor in type(inner).__mro__):
             raise TypeError(
-                "base_optimizer is prepared by accelerate already, and would be merged at steps that accumulation or an "
-                "overflow skips: wrap first, then prepare the wrapper"
+                "base_optimizer is prepared by accelerate already, and would be merged at steps that accumulation or "
+                "an overflow skips: wrap first, then prepare the wrapper"
             )
 
 

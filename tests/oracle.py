@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-
 UNIT = 2.0**-24
 
 

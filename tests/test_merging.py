@@ -286,7 +286,7 @@ def test_bad_settings_are_refused(changes, message):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn])
 def test_weights_of_other_numbers_are_refused(dtype):
-    with pytest.raises(TypeError, match=rf"weight is {dtype} of shape \(4, 2\), but kernels are merged in weights of float16"):
+    with pytest.raises(TypeError, match=rf"weight is {dtype} of shape \(4, 2\), but kernels are merged in"):
         merged(torch.ones(4, 2).to(dtype))
 
 

@@ -367,7 +367,7 @@ def test_layers_say_what_is_bound():
     model = small_cnn()
     model[3].weight.requires_grad_(False)
     base = torch.optim.SGD([p for name, p in model.named_parameters() if name != "5.weight"], lr=0.1)
-    with pytest.warns(UserWarning, match="1 of the 2 layers selected for merging are not in the optimizer.*: 5; add_par"):
+    with pytest.warns(UserWarning, match="1 of the 2 layers selected for merging are not in the optimizer.*: 5;"):
         layers = {layer.name: layer for layer in wrap(model, base).layers}
     assert (layers["0"].selected, layers["0"].reason) == (False, "shallow")
     assert (layers["3"].selected, layers["3"].reason) == (True, "frozen")

@@ -246,7 +246,7 @@ def test_extra_arguments_of_a_step_reach_the_base():
 
 
 def test_timms_lookahead_is_synchronised_through_the_wrapper():
-    """timm's train.py calls sync_lookahead at the end of an epoch, where the optimizer has it."""
+    """A training script of timm calls sync_lookahead at the end of an epoch, where the optimizer has it."""
     bare, unmerged = network(), network()
     plain = Lookahead(sgd(bare), k=5)
     optimizer = wrapped(unmerged, Lookahead(sgd(unmerged), k=5), merge_prob=0.0)
@@ -313,7 +313,7 @@ def test_capture_in_a_cuda_graph_is_refused_before_the_base_steps(monkeypatch):
     before = network()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="captured in a CUDA graph.*step outside the graph"):
+    with pytest.raises(RuntimeError, match=r"captured in a CUDA graph.*step outside the graph"):
         optimizer.step()
     assert same(model, before)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)

@@ -143,7 +143,10 @@ class Counting(torch.optim.SGD):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda opt: opt.param_groups[0].update(merge_prob=1.5), "merge_prob is 1.5, but it must be a number from 0 to 1"),
+        (
+            lambda opt: opt.param_groups[0].update(merge_prob=1.5),
+            "merge_prob is 1.5, but it must be a number from 0 to 1",
+        ),
         (lambda opt: opt.param_groups[0].update(similarity_threshold="much"), "similarity_threshold is 'much'"),
         (
             lambda opt: opt.param_groups[0].update(params=[torch.nn.Parameter(torch.zeros(9999))]),
