@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inmerge_optim.drawing import draw_pairs
-    from inmerge_optim.layers import KernelLayer, kernel_layers
     from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.replicas import check_replicas
+    from inmerge_optim.selection import KernelLayer, kernel_layers
     from inmerge_optim.similarity import effective_rank, kernel_ranks, kernel_similarity, similarity_profile
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "InMergeOptimizer": "optimizer",
-    "KernelLayer": "layers",
+    "KernelLayer": "selection",
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
     "draw_pairs": "drawing",
     "effective_rank": "similarity",
-    "kernel_layers": "layers",
+    "kernel_layers": "selection",
     "kernel_ranks": "similarity",
     "kernel_similarity": "similarity",
     "merge_kernels_": "merging",

@@ -137,7 +137,7 @@ def _inspect(options: argparse.Namespace) -> None:
     model, title = _build(options)
     from torch import nn
 
-    from inmerge_optim.layers import CONVOLUTIONS, LayerTypes
+    from inmerge_optim.selection import CONVOLUTIONS, LayerTypes
     from inmerge_optim.similarity import similarity_profile, threshold_for_rate
 
     types: dict[str, LayerTypes] = {"conv": CONVOLUTIONS, "linear": (nn.Linear,)}

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
+from inmerge_optim.selection import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
 from inmerge_optim.settings import Threshold, check_setting, parse_threshold
 from inmerge_optim.sharding import is_sharded
 
