@@ -354,7 +354,7 @@ def test_parameters_in_place_of_the_model_are_refused():
 def test_weights_that_are_no_plain_numbers_are_refused_by_the_name_of_their_layer(dtype):
     model = small_cnn()
     model[5].weight = nn.Parameter(model[5].weight.detach().to(dtype))
-    with pytest.raises(TypeError, match=rf"the weight of 5 is {dtype} of shape .*, but kernels are merged in"):
+    with pytest.raises(TypeError, match=f"5 has a {str(dtype).removeprefix('torch.')} weight, but kernels"):
         wrap(model, names=["3", "5"])
 
 
