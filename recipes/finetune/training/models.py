@@ -1,0 +1,86 @@
+"""timm models: by name, with the weights that were asked for, and able to do what the trial needs."""
+
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
+
+from ..data.images import ImageData
+from ..errors import InputError
+from ..options import Options
+
+
+def check_model_name(name: str) -> None:
+    """Refuse a name that timm's registry doesn't have, offering near ones."""
+    try:
+        check_name(name)
+    except ModelError as error:
+        raise InputError(f"--model {error}") from error
+
+
+def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Module:
+    """The model with a new classifier for the task; `pretrained` loads --checkpoint, or else the hub's weights."""
+    config = timm.get_pretrained_cfg(options.model)
+    settings: dict[str, Any] = {"num_classes": len(data.task.classes), "in_chans": options.in_chans}
+    if config is not None and config.fixed_input_size:
+        settings["img_size"] = data.size
+    try:
+        if pretrained and options.checkpoint:
+            check_checkpoint(options)
+            settings["pretrained_cfg_overlay"] = {"file": str(options.checkpoint), "custom_load": False}
+        return create_timm_model(options.model, pretrained=pretrained, **settings)
+    except CheckpointError as error:
+        raise InputError(f"{error}: pass --no-pretrained, or a local file with --checkpoint FILE") from error
+    except ModelError as error:
+        raise InputError(f"--model {error}: choose another one") from error
+
+
+def use_grad_checkpointing(model: nn.Module, name: str) -> None:
+    """Let the model compute its activations again in the backward pass."""
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        raise InputError(f"--grad-checkpointing: timm's {name} can't do it: leave it out") from error
+
+
+def check_checkpoint(options: Options) -> None:
+    """Compare the file with the model but for the classifier, which is made anew."""
+    try:
+        read_checkpoint(options.checkpoint, create_timm_model(options.model), classifier=False)
+    except CheckpointError as error:
+        raise InputError(f"--checkpoint {error}") from error
+
+
+def check_forward(model: nn.Module, options: Options, data: ImageData, per_process: int) -> None:
+    """Train-mode forward of a batch as small as each process sees, so that a size that the model can't take is told
+    before anything is written. The model's batch norm statistics are changed.
+    """
+    size = data.size
+    count = min(per_process, 2)
+    model.train()
+    try:
+        with torch.no_grad():
+            output = model(torch.zeros(count, options.in_chans, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if "more than 1 value per channel" in str(error):
+            raise InputError(
+                f"{options.model} reduces {size} x {size} images to single values, which batch norm can't train on "
+                "with one image per process and pass: choose a larger --batch-size or --image-size"
+            ) from error
+        raise InputError(
+            f"--image-size {size} does not fit {options.model} ({_first_line(error)}): choose a larger --image-size, "
+            "or the model's own"
+        ) from error
+    expected = (count, len(data.task.classes))
+    if output.shape != expected or not output.isfinite().all():
+        raise InputError(
+            f"{options.model} gives an output of shape {tuple(output.shape)} for {size} x {size} images, not finite "
+            f"{expected}: choose another --model or a larger --image-size"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

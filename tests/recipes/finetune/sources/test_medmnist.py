@@ -1,0 +1,42 @@
+"""The files of MedMNIST."""
+
+from __future__ import annotations
+
+import medmnist
+import numpy as np
+from finetune.sources.medmnist import load_medmnist
+
+
+def test_medmnist_files_are_read_as_the_package_reads_them(shared_file) -> None:
+    path = shared_file("data/medmnist/breastmnist.npz")
+    data = load_medmnist("breastmnist", 28, None, path.parent, allow_modified=False)
+    for name in ("train", "val", "test"):
+        theirs = medmnist.BreastMNIST(name, root=str(path.parent))
+        ours = getattr(data, name)
+        np.testing.assert_array_equal(ours.images[:, 0], theirs.imgs)
+        np.testing.assert_array_equal(ours.labels, theirs.labels[:, 0])
+    assert data.task.classes == ("malignant", "normal, benign")
+    assert data.files == {"breastmnist.npz": medmnist.INFO["breastmnist"]["MD5"]}
+
+
+def test_colour_images_are_read_channels_first(made_medmnist) -> None:
+    folder = made_medmnist("pathmnist", colour=True, classes=9, size=64, cases=8)
+    data = load_medmnist("pathmnist", 64, None, folder, allow_modified=True)
+    with np.load(folder / "pathmnist_64.npz") as arrays:
+        np.testing.assert_array_equal(data.val.images.transpose(0, 2, 3, 1), arrays["val_images"])
+
+
+def test_missing_file_is_downloaded_by_the_package(made_medmnist, tmp_path, monkeypatch) -> None:
+    """It arrives beside its place and is renamed; what it says is then read as a local file is."""
+    source = made_medmnist("octmnist", colour=False, classes=4, cases=8) / "octmnist.npz"
+    asked = []
+
+    def fetched(url: str, root: str, filename: str, md5: str) -> None:
+        asked.append((url, md5))
+        (tmp_path / root / filename).write_bytes(source.read_bytes())
+
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", fetched)
+    (tmp_path / "data").mkdir()
+    load_medmnist("octmnist", 28, None, tmp_path / "data", allow_modified=True)
+    assert asked == [(medmnist.INFO["octmnist"]["url"], medmnist.INFO["octmnist"]["MD5"])]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["octmnist.npz"]
