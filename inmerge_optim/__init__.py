@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from inmerge_optim.selection import KernelLayer, kernel_layers
     from inmerge_optim.similarity import LayerProfile, kernel_similarity, similarity_profile
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CheckpointError": "models",

@@ -299,7 +299,7 @@ class InMergeOptimizer(Optimizer):
             pairs count.
         """
         counts = {}
-        for index in sorted(self._binding.places):
+        for index in sorted(self._binding.places.keys() | self._drawn.keys()):
             merged, units = self._tally(index)
             counts[self._binding.listed[index].name] = {
                 "drawn": self._drawn.get(index, 0),
