@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
 from inmerge_optim.merging import (
     COSINE_UNIT,
     Criterion,
@@ -30,6 +29,7 @@ from inmerge_optim.merging import (
     merge_layers_,
     parse_threshold,
 )
+from inmerge_optim.selection import CONVOLUTIONS, KernelLayer, KernelLayers, LayerTypes, kernel_layers, layer_modules
 from inmerge_optim.sharding import is_sharded, merge_sharded_layers_
 
 _PAIRS_BEFORE_CHECK = 10_000
@@ -38,7 +38,18 @@ _LEAST_MERGED = 1 / 1_000
 
 # What a pickled or copied wrapper takes along, beside its hooks.
 _CARRIED = frozenset(
-    ("base_optimizer", "criterion", "seed", "_settings", "_listed", "_addresses", "_drawn", "_tallies", "_rate_checked")
+    (
+        "base_optimizer",
+        "criterion",
+        "seed",
+        "_settings",
+        "_listed",
+        "_modules",
+        "_addresses",
+        "_drawn",
+        "_tallies",
+        "_rate_checked",
+    )
 )
 
 
@@ -98,7 +109,7 @@ class InMergeOptimizer(Optimizer):
         seed: with the step number it determines all random choices, the same on every rank.
         names: the layers to merge outright, as a regular expression or a sequence of names.
         layer_types: the classes of layers to look at.
-        input_size: (channels, height, width) for a model that has no size of its own.
+        example_inputs: what to call the model with, for a model that has no size of its own.
 
     Attributes:
         layers: a KernelLayer per layer of the model, with those selected and the reason where not.
@@ -133,8 +144,9 @@ class InMergeOptimizer(Optimizer):
         criterion: Criterion = "similar",
         seed: int = 0,
         names: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         layer_types: LayerTypes = CONVOLUTIONS,
-        input_size: Sequence[int] | None = None,
+        example_inputs: Any = None,
     ) -> None:
         # Optimizer.__init__ is not called on purpose: it would build param groups and state beside the base's.
         _check_base(base_optimizer)
@@ -147,7 +159,10 @@ class InMergeOptimizer(Optimizer):
         self.similarity_threshold = similarity_threshold
         self.criterion = check_criterion(criterion)
         self.seed = _check_seed(seed)
-        self._listed = kernel_layers(model, skip_layers, layer_types=layer_types, input_size=input_size, names=names)
+        self._listed = kernel_layers(
+            model, skip_layers, layer_types=layer_types, example_inputs=example_inputs, names=names, exclude=exclude
+        )
+        self._modules = layer_modules(model, self._listed)
         self._addresses: list[_Address] = []
         self._drawn: dict[int, int] = {}
         self._tallies: dict[int, Tensor] = {}  # of merge_rows_, added up
@@ -192,7 +207,7 @@ class InMergeOptimizer(Optimizer):
         return bool(getattr(self.base_optimizer, "is_second_order", False))
 
     @property
-    def layers(self) -> list[KernelLayer]:
+    def layers(self) -> KernelLayers:
         """The layers of kernel_layers as bound: "not in the optimizer" is a reason, "frozen" a remark for now."""
         bound = {address.layer: address for address in self._addresses}
         listed = []
@@ -202,7 +217,7 @@ class InMergeOptimizer(Optimizer):
             elif layer.selected and not self._weight(bound[layer.index]).requires_grad:
                 layer = replace(layer, reason="frozen")
             listed.append(layer)
-        return listed
+        return KernelLayers(listed)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Let the base make its step, then merge kernels of the layers that it updated.
@@ -315,7 +330,7 @@ class InMergeOptimizer(Optimizer):
         }
         bound = {address.layer for address in self._addresses}
         for layer in self._listed:
-            weight = layer.module._parameters.get("weight")
+            weight = self._modules[layer.name]._parameters.get("weight")
             if layer.selected and layer.index not in bound and weight is not None and id(weight) in places:
                 if weight.shape[:1] != (layer.kernels,):
                     raise ValueError(

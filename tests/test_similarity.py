@@ -339,5 +339,16 @@ def test_settings_are_checked():
         profile_of(random_conv(4, 4), merge_prob=2)
     with pytest.raises(ValueError, match="meta device"):
         profile_of(random_conv(4, 4).to("meta"))
-    with pytest.raises(TypeError, match=r"the weight of 0 is torch.float8_e5m2, but kernels of"):
-        profile_of(random_conv(4, 4).to(torch.float8_e5m2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e5m2, torch.complex64])
+def test_kernels_of_other_numbers_have_no_cosines(dtype):
+    model = nn.Sequential(random_conv(4, 4), nn.ReLU(), random_conv(6, 4), nn.Flatten())
+    model[0].weight = nn.Parameter(model[0].weight.data.to(dtype))
+    other, profile = similarity_profile(model, names=["2", "0"], exclude=["0"])[::-1]
+    assert (other.name, other.reason, other.kernels, other.row_length) == ("0", "excluded", 4, 36)
+    assert other.mean is other.quantiles is other.share_above_threshold is None
+    assert other.dead_kernels == other.most_similar == ()
+    assert profile.mean is not None
+    with pytest.raises(TypeError, match="16 bits"):
+        kernel_similarity(model[0].weight)
