@@ -261,6 +261,7 @@ def test_a_model_without_convolutions_is_told_of(capsys, tmp_path):
     assert "no threshold merges anything" in out
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_one_line_each(capsys):
     code, _, err = run(capsys, "inspect", "test_vit")
     assert code == 0
@@ -268,6 +269,7 @@ def test_warnings_are_one_line_each(capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("default")
 def test_names_and_warnings_do_not_steer_the_terminal(capsys, tmp_path):
     settings = ["--skip-layers", 0, "--plot", tmp_path / "plot.png"]
     code, out, err = run(capsys, "inspect", "--module", f"{__name__}:steering", *settings)
