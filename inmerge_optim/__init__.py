@@ -36,7 +36,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inmerge_optim.merging import draw_pairs, merge_kernels_
+    from inmerge_optim.drawing import draw_pairs
+    from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.models import CheckpointError, read_checkpoint
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.ranks import effective_rank, kernel_ranks
@@ -53,7 +54,7 @@ _HOMES = {
     "LayerProfile": "similarity",
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
-    "draw_pairs": "merging",
+    "draw_pairs": "drawing",
     "effective_rank": "ranks",
     "kernel_layers": "selection",
     "kernel_ranks": "ranks",

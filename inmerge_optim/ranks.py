@@ -63,11 +63,9 @@ def kernel_ranks(model: nn.Module, layers: Sequence[KernelLayer]) -> dict[str, f
         >>> {name: round(rank, 6) for name, rank in ranks.items()}
         {'0': 2.0}
     """
-    selected = {layer.name: layer for layer in layers if layer.selected}
-    grams = {
-        name: _gram_matrices(cast(Tensor, module.weight), selected[name].groups)
-        for name, module in layer_modules(model, selected.values()).items()
-    }
+    selected = [layer for layer in layers if layer.selected]
+    modules = layer_modules(model, selected)
+    grams = {layer.name: _gram_matrices(cast(Tensor, modules[layer.name].weight), layer.groups) for layer in selected}
     found: dict[str, float] = {}
     for size in {gram.shape[-1] for gram in grams.values()}:
         alike = {name: gram for name, gram in grams.items() if gram.shape[-1] == size}

@@ -56,9 +56,8 @@ def check_replicas(optimizer: Optimizer) -> list[str]:
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, but it must be an InMergeOptimizer")
     if not dist.is_available() or not dist.is_initialized():
         return []
-    ours = {
-        optimizer._listed[address.layer].name: _held(optimizer._weight(address)) for address in optimizer._addresses
-    }
+    weights = optimizer._binding.weights(optimizer.param_groups)
+    ours = {optimizer._binding.listed[index].name: _held(weight) for index, weight in weights.items()}
     everyone: list[dict[str, _Held]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, ours)
     compared = []

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inmerge_optim.merging import DrawnLayer, Rule, merge_layers_, merge_rows_, take_rows, to_device
+from inmerge_optim.merging import DrawnLayer, merge_layer_, merge_rows_, take_rows, to_device
 
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,25 +28,25 @@ def is_sharded(weight: Tensor) -> bool:
     return dist.is_available() and isinstance(weight, DTensor)
 
 
-def merge_sharded_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tensor]:
+def merge_sharded_layers_(layers: Sequence[DrawnLayer]) -> list[Tensor]:
     """Merge the drawn pairs of several DTensor weights in place; every rank of their meshes must call it.
 
     Returns:
-        The tally of each, on all ranks together, as merge_rows_ has it.
+        The tally of each, on all ranks together, as merge_layer_ has it.
     """
     tallies: dict[int, Tensor] = {}
     by_rows: dict[tuple[DeviceMesh, int, torch.dtype], list[int]] = {}
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         weight = cast("DTensor", layer.weight)
         axis = _kernel_axis(weight)
-        # "any" hands acceptances from pair to pair, and so from rank to rank; a quantile is one of all ranks' cosines.
-        if axis is None or rule.criterion == "any" or rule.threshold.kind == "quantile":
-            tallies[place] = _merge_gathered_(layer, rule)
+        # "random_pairs" permutes acceptances over the ranks, and a quantile is one of all ranks' cosines.
+        if axis is None or layer.rule.criterion == "random_pairs" or layer.rule.threshold.kind == "quantile":
+            tallies[index] = _merge_gathered_(layer)
         else:
-            by_rows.setdefault((weight.device_mesh, axis, weight.dtype), []).append(place)
-    for (_, axis, _), places in by_rows.items():
-        tallies.update(zip(places, _merge_by_rows_([layers[place] for place in places], axis, rule), strict=True))
-    return [tallies[place] for place in range(len(layers))]
+            by_rows.setdefault((weight.device_mesh, axis, weight.dtype), []).append(index)
+    for (_, axis, _), indices in by_rows.items():
+        tallies.update(zip(indices, _merge_by_rows_([layers[index] for index in indices], axis), strict=True))
+    return [tallies[index] for index in range(len(layers))]
 
 
 def _kernel_axis(weight: DTensor) -> int | None:
@@ -57,17 +57,17 @@ def _kernel_axis(weight: DTensor) -> int | None:
     return axes[0] if type(placement) is Shard and placement.dim == 0 else None
 
 
-def _merge_gathered_(layer: DrawnLayer, rule: Rule) -> Tensor:
+def _merge_gathered_(layer: DrawnLayer) -> Tensor:
     weight = cast("DTensor", layer.weight)
     whole = weight.full_tensor().clone()
-    (tally,) = merge_layers_([layer._replace(weight=whole)], rule)
+    tally = merge_layer_(layer._replace(weight=whole))
     # Every rank has the same whole, so each takes its part of it without asking rank 0 (src_data_rank None).
     parts = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
     weight.to_local().copy_(parts.to_local())
     return tally
 
 
-def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list[Tensor]:
+def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int) -> list[Tensor]:
     """Merge weights whose kernels are split over one dimension of their mesh; only the drawn partners travel."""
     mesh = cast("DTensor", layers[0].weight).device_mesh
     group, rank, ranks = mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis)
@@ -76,10 +76,10 @@ def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list
     for layer in layers:
         length = layer.weight.shape[1:].numel()
         share = -(-layer.weight.shape[0] // ranks)  # kernels per rank, as torch.chunk splits them
-        givers, takers = layer.partners // share, layer.picked // share
+        givers, takers = layer.pairs.partners // share, layer.pairs.picked // share
         given, taken = np.flatnonzero(givers == rank), np.flatnonzero(takers == rank)
         taken = taken[np.argsort(givers[taken], kind="stable")]  # as they arrive; ``given`` has its takers in order
-        arrays += [layer.partners[given] - rank * share, layer.picked[taken] - rank * share]
+        arrays += [layer.pairs.partners[given] - rank * share, layer.pairs.picked[taken] - rank * share]
         outgoing.append(np.bincount(takers[given], minlength=ranks) * length)
         incoming.append(np.bincount(givers[taken], minlength=ranks) * length)
     indices = to_device(arrays, parts[0].device)
@@ -93,11 +93,11 @@ def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list
         inbox, outbox, np.sum(incoming, axis=0).tolist(), np.sum(outgoing, axis=0).tolist(), group=group
     )
     pieces = inbox.split(np.stack(incoming, axis=1).flatten().tolist())
-    tallies = []
-    for place, (part, rows) in enumerate(zip(parts, indices[1::2], strict=True)):
+    tallies, no_order = [], indices[0].new_empty(0)
+    for place, (layer, part, rows) in enumerate(zip(layers, parts, indices[1::2], strict=True)):
         own = take_rows(part, rows)
         donors = torch.cat(pieces[place :: len(layers)]).view(own.shape).to(own.dtype)
-        tallies.append(merge_rows_(part, rows, own, donors, rule))
+        tallies.append(merge_rows_(part, rows, own, donors, layer.rule, layer.pairs.rounding, no_order))
     together = torch.stack(tallies)
     dist.all_reduce(together, group=group)
     return list(together)

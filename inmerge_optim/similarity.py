@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from inmerge_optim.merging import Threshold, check_setting, parse_threshold
 from inmerge_optim.selection import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers, layer_modules
+from inmerge_optim.settings import Threshold, check_setting, parse_threshold
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 HISTOGRAM_BINS = 20_000  # of equal width from -1 to 1, so that what is read from them is exact to 1e-4
@@ -59,8 +59,7 @@ class LayerProfile:
         share_above_threshold: the share of pairs whose cosine is above that, in [0, 1].
         random_share_above_threshold: the same share for random rows of that length; see random_share_above.
         expected_draws: how many kernels a step draws on average; 0 if the layer is not selected.
-        expected_merges: how many of them it merges on average, at the weights as they are; for a quantile as if no
-            two pairs had the same cosine.
+        expected_merges: how many of them it merges on average, at the weights as they are.
         most_similar: the pairs with the highest cosines, highest first.
         least_similar: the pairs with the lowest cosines, lowest first.
         histogram: the counts of cosines in HISTOGRAM_BINS bins of equal width from -1 to 1, each pair once.

@@ -70,7 +70,7 @@ def test_a_shared_weight_is_merged_once_and_reported():
     optimizer = wrapped(model, names=["2", "4"], merge_prob=1.0, similarity_threshold=-1.0)
     train(model, optimizer, 1)
     assert {layer.name: layer.reason for layer in optimizer.layers}["4"] == "tied to 2"
-    assert optimizer.merge_counts() == {"2": {"drawn": 8, "merged": 8}}
+    assert {name: count["merged"] for name, count in optimizer.merge_counts().items()} == {"2": 8}
 
 
 @pytest.mark.parametrize(
