@@ -19,12 +19,12 @@ from inmerge_optim.inspection import (
     Inspection,
     is_standard_output,
     obstacle,
-    printable,
     to_csv,
     to_json,
     to_table,
     write,
 )
+from inmerge_optim.tables import printable
 
 # torch and timm are imported where they are needed, so that --help answers at once.
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "cosines, q0.9 for the quantile of the drawn pairs' cosines (default: 0.3)",
     )
     settings.add_argument("--names", metavar="REGEX", help="select the layers whose names match, whatever their depth")
+    settings.add_argument("--exclude", metavar="REGEX", help="leave out the layers whose names match, also those named")
     settings.add_argument(
         "--layer-types",
         type=_layer_types,
@@ -308,9 +309,6 @@ def _profile(options: argparse.Namespace, model: nn.Module, title: str) -> Inspe
     from inmerge_optim.similarity import similarity_profile, threshold_for_rate
 
     types: dict[str, LayerTypes] = {"conv": CONVOLUTIONS, "linear": (nn.Linear,)}
-    names = ("skip_layers", "merge_prob", "similarity_threshold", "names", "layer_types", "input_size")
-    settings = {name: getattr(options, name) for name in names}
-    classes = tuple(layer for name in options.layer_types for layer in types[name])
     try:
         profiles = similarity_profile(
             model,
@@ -318,12 +316,15 @@ def _profile(options: argparse.Namespace, model: nn.Module, title: str) -> Inspe
             merge_prob=options.merge_prob,
             similarity_threshold=options.similarity_threshold,
             names=options.names,
-            layer_types=classes,
+            exclude=options.exclude,
+            layer_types=tuple(layer for name in options.layer_types for layer in types[name]),
             example_inputs=options.input_size,
         )
         threshold = None if options.rate is None else threshold_for_rate(profiles, options.rate)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
+    names = ("skip_layers", "merge_prob", "similarity_threshold", "names", "exclude", "layer_types", "input_size")
+    settings = {name: getattr(options, name) for name in names}
     return Inspection(title, profiles, settings, options.rate, threshold)
 
 

@@ -58,7 +58,7 @@ def count_expected_merges(run: Path, options: Options, data: ImageData, summary:
             found.name: found.expected_merges / found.expected_draws for found in profiles if found.expected_draws
         }
         for arm in options.arms:
-            if ARMS[arm].criterion not in ("similar", "any"):
+            if ARMS[arm].criterion not in ("similar", "random_pairs"):
                 continue
             result = json.loads((stage_folder(run, seed, arm) / RESULT).read_text(encoding="utf-8"))
             for layer, count in result["merges"].items():

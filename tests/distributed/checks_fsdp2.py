@@ -137,14 +137,14 @@ def check_dissimilar_kernels() -> None:
 
 
 def check_any_kernels() -> None:
-    train(*sharded_pair(criterion="any"))
+    train(*sharded_pair(criterion="random_pairs"))
 
 
 def check_thresholds_that_fit_each_layer() -> None:
     train(*sharded_pair(similarity_threshold="0.5sd"))
     train(*sharded_pair(similarity_threshold="4sd", criterion="dissimilar"))
     train(*sharded_pair(similarity_threshold="q0.9", merge_prob=1.0))
-    train(*sharded_pair(similarity_threshold="q0.5", criterion="any"))
+    train(*sharded_pair(similarity_threshold="q0.5", criterion="random_pairs"))
 
 
 def check_extreme_kernels() -> None:
