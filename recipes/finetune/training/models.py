@@ -1,9 +1,11 @@
 """timm models: by name, with the weights that were asked for, and able to do what the trial needs."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
@@ -36,6 +38,13 @@ def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Modu
         raise InputError(f"{error}: pass --no-pretrained, or a local file with --checkpoint FILE") from error
     except ModelError as error:
         raise InputError(f"--model {error}: choose another one") from error
+
+
+def load_model(options: Options, data: ImageData, weights: Path) -> nn.Module:
+    """The model as a stage has left it, from the weights in its folder."""
+    model = create_model(options, data, pretrained=False)
+    model.load_state_dict(load_file(weights))
+    return model
 
 
 def use_grad_checkpointing(model: nn.Module, name: str) -> None:
