@@ -12,6 +12,8 @@ from torch import nn
 
 from inmerge_optim import effective_rank, kernel_layers, kernel_ranks, merge_kernels_
 
+pytestmark = pytest.mark.portable
+
 
 def plain_effective_rank(matrix):
     values = np.linalg.svd(matrix, compute_uv=False)

@@ -23,6 +23,8 @@ from inmerge_optim import (
 )
 from inmerge_optim.similarity import QUANTILES, random_share_above, threshold_for_rate
 
+pytestmark = pytest.mark.portable
+
 
 def plain_cosines(weight, groups=1):
     """Cosines of all pairs of two kernels of the same group, (n / groups choose 2) per group, in float64."""
