@@ -292,6 +292,13 @@ def test_a_model_is_built_from_a_folder_of_timm(tmp_path):
     assert create_timm_model(f"local-dir:{tmp_path}").num_classes == 3
 
 
+def test_what_does_not_fit_in_the_weights_of_a_folder_is_named(tmp_path):
+    save_file(model(num_classes=3).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": SMALL, "num_classes": 4}))
+    with pytest.raises(CheckpointError, match=r"can't be had \(.*: size mismatch for fc.weight"):
+        create_timm_model(f"local-dir:{tmp_path}", pretrained=True)
+
+
 def test_settings_that_timm_does_not_take_are_named():
     with pytest.raises(ModelError, match=r"test_resnet can't be built by timm with {'no_such': 1}"):
         create_timm_model(SMALL, no_such=1)
