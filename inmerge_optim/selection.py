@@ -153,8 +153,8 @@ def kernel_layers(
             1  2            8          3x3       1
         2 layers, 2 counted, 1 selected.
     """
-    sharding = _sharding(model) if names is None else ""
-    model = unwrap(model)
+    wrapped, model = model, unwrap(model)
+    sharding = _sharding(wrapped) if names is None else ""
     if sharding:
         raise ValueError(
             f"{type(model).__name__} is sharded by {sharding} and can't be traced: call kernel_layers before sharding, "

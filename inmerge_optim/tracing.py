@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import random
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -89,8 +90,6 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
     flow = _Flow()
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
-        if module not in names:
-            return
         name, result = names[module], next(_tensors(output))
         flow.pass_through(name, args, result)
         if name not in trace.executed:
@@ -101,7 +100,8 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
 
     with _undisturbed(), _set_aside(model, stand_ins):
         flow.weights_are(stand_ins.all())
-        nn.modules.module.register_module_forward_hook(note)  # goes when the global hooks are put back
+        for layer in names:
+            layer.register_forward_hook(note)  # it goes when the model's own hooks are put back
         with stand_ins.fake_mode, flow:
             args, kwargs = _arguments(model, inputs)
             output = model(*args, **kwargs)
@@ -217,7 +217,10 @@ class _Flow(TorchDispatchMode):
         self._sources[self._key(result)] = frozenset((layer,))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.native_batch_norm.default:
+            output = _batch_norm(args[0])
+        else:
+            output = func(*args, **(kwargs or {}))
         inputs, results = list(_tensors((args, kwargs))), list(_tensors(output))
         weights = [tensor for tensor in inputs if self._is_weight(tensor)]
         sources = self.sources(*inputs)
@@ -243,24 +246,20 @@ class _Flow(TorchDispatchMode):
 def _classifiers(layers: Mapping[str, nn.Module], executed: list[str], flow: _Flow, output: Any) -> set[str]:
     """Return the layers whose kernels are the model's outputs, whatever container holds these.
 
-    Most are the last ones on their way, and have as many kernels as an output has channels, or a multiple (anchors
-    times classes). Others are an auxiliary head's, which goes nowhere in eval mode, and side outputs that later layers
-    take as well, with as many kernels as there are classes.
+    They are the last ones on their way: no other weights take what they make. It need not come out, since an auxiliary
+    head may be dropped in eval mode. Side outputs may be taken by later layers as well, and come out with as many
+    channels as the last one's have.
     """
-    outputs = [(flow.sources(tensor), _channels(tensor)) for tensor in _tensors(output)]
-    classes = set().union(*(channels for sources, channels in outputs if not sources & flow.taken))
-    found = set()
-    for name in executed:
-        kernels = kernel_count(layers[name])
-        reached = [channels for sources, channels in outputs if name in sources]
-        if name in flow.taken:
-            is_output = bool(reached) and kernels in classes
-        else:
-            shares = set().union(*reached)
-            is_output = not reached or any(kernels == share or kernels % share == 0 < share - 1 for share in shares)
-        if is_output:
-            found.add(name)
-    return found
+    outputs = [(flow.sources(tensor), tensor) for tensor in _tensors(output)]
+    classes = set().union(*(_channels(tensor) for sources, tensor in outputs if not sources & flow.taken))
+    side = {name for name in flow.sources(*_tensors(output)) if kernel_count(layers[name]) in classes}
+    return {name for name in executed if name not in flow.taken or name in side}
+
+
+def _batch_norm(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what torch's own batch norm gives without data, which takes more time there than all else together."""
+    channels = features.shape[1]
+    return torch.empty_like(features), features.new_empty(channels), features.new_empty(channels)
 
 
 def _channels(output: Tensor) -> set[int]:
@@ -377,10 +376,12 @@ def _put_back(holder: Any, content: Any) -> None:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Run without gradients, compiled code and others' dispatch modes, and keep the random states."""
+    """Run without gradients, warnings, compiled code and others' dispatch modes, and keep the random states."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - the one that others share
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # they are for runs that were asked for
         stack.enter_context(_disable_current_modes())
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.random.fork_rng(devices=devices))
