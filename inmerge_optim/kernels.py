@@ -162,15 +162,20 @@ def _products(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Fl
 
 def _gather(rows: Tensor, indices: Indices) -> npt.NDArray[np.floating]:
     """Copy rows, in float32 at least."""
+    gathered: npt.NDArray[np.floating]
     if rows.dtype in (torch.float32, torch.float64) and rows.is_contiguous():
-        return rows.numpy().take(indices, 0)
-    gathered = rows.index_select(0, torch.from_numpy(indices))
-    return gathered.to(torch.promote_types(rows.dtype, torch.float32)).numpy()
+        gathered = rows.numpy().take(indices, 0)
+    else:
+        copied = rows.index_select(0, torch.from_numpy(indices))
+        gathered = copied.to(torch.promote_types(rows.dtype, torch.float32)).numpy()
+    return gathered
 
 
 def _dots(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     """Return the dot products of the rows of two matrices."""
-    return np.vecdot(left, right) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", left, right)  # NumPy 1
+    dots: npt.NDArray[np.floating]
+    dots = np.vecdot(left, right) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", left, right)  # NumPy 1
+    return dots
 
 
 def _ask_reference(layers: Sequence[DrawnLayer], spans: Sequence[slice], asked: _Mask, cosines: _Floats) -> None:
@@ -215,14 +220,17 @@ def _triton_merge(device: torch.device) -> Callable[[Mapping[int, DrawnLayer], T
         return None
     from inmerge_optim.triton_kernels import merge_on_gpu_
 
-    pair, never = Pairs(np.array([0]), np.array([1]), 0.0, np.empty(0, np.int64)), Rule(1.0, Threshold("cosine", 1.0))
-    trial = DrawnLayer(torch.ones(2, 1, device=device), pair, never)
     try:
+        pair, never = (
+            Pairs(np.array([0]), np.array([1]), 0.0, np.empty(0, np.int64)),
+            Rule(1.0, Threshold("cosine", 1.0)),
+        )
+        trial = DrawnLayer(torch.ones(2, 1, device=device), pair, never)
         merge_on_gpu_({0: trial}, torch.zeros(1, 2, dtype=torch.int64, device=device))
     except Exception as error:  # whatever Triton, its compilers and the driver raise
         warnings.warn(
             f"Triton can't run on {device} ({type(error).__name__}: {error}), so kernels are merged by torch's own "
-            "operations, some thirty per layer; with INMERGE_TRITON=0 in the environment it does so without this warning",
+            "operations, some thirty per layer; INMERGE_TRITON=0 in the environment chooses them without this warning",
             stacklevel=2,
         )
         return None

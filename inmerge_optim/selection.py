@@ -1,6 +1,8 @@
-from inmerge_optim.layers import *
-from inmerge_optim.layers import kernel_layers as _kl, unwrap_model as unwrap, _obstacle, KernelLayer
 from torch import nn
+
+from inmerge_optim.layers import *
+from inmerge_optim.layers import kernel_layers as _kl
+from inmerge_optim.layers import unwrap_model as unwrap
 
 
 class KernelLayers(list):
