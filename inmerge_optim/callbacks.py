@@ -1,4 +1,4 @@
-"""Callbacks that log what was merged: ``TrainerMergeCallback`` for the Hugging Face Trainer, ``LightningMergeCallback``.
+"""Callbacks that log what was merged, for the Hugging Face Trainer and for Lightning.
 
 Each class is made when it is first asked for, from its own library alone, so that neither needs the other's:
 
@@ -69,8 +69,8 @@ def _merge_logs(optimizers: Iterable[Optimizer], per_layer: bool) -> list[_Merge
     found = [one for one in inner if isinstance(one, InMergeOptimizer)]
     if not found:
         raise ValueError(
-            f"the trainer trains with {', '.join(type(one).__name__ for one in inner) or 'no optimizer'}, and nothing is "
-            "merged that could be logged: give it an InMergeOptimizer, or leave the callback out"
+            f"the trainer trains with {', '.join(type(one).__name__ for one in inner) or 'no optimizer'}, and nothing "
+            "is merged that could be logged: give it an InMergeOptimizer, or leave the callback out"
         )
     prefixes = ["merge"] if len(found) == 1 else [f"merge_{index}" for index in range(len(found))]
     return [_MergeLog(one, prefix, per_layer) for one, prefix in zip(found, prefixes, strict=True)]

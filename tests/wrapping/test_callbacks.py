@@ -10,8 +10,8 @@ import types
 
 import pytest
 import torch
-from toy import MERGED, batch, network, sgd, train, wrapped
 from torch import nn
+from toy import MERGED, batch, network, sgd, train, wrapped
 
 from inmerge_optim import callbacks
 
