@@ -22,10 +22,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-from finetune.batches import ImageDataset, channel_statistics, crop, crop_corners, flip_mask, model_input
-from finetune.data import Split
-from finetune.nih_tree import read_nih_tree
-from finetune.prepared import PreparedImages, prepare
+from finetune.data.images import Split
+from finetune.data.prepared import PreparedImages, prepare
+from finetune.sources.nih_tree import read_nih_tree
+from finetune.training.batches import ImageDataset, channel_statistics, crop, crop_corners, flip_mask, model_input
 
 SOURCE, PREPARED, SIZE, BATCH = 1024, 256, 224, 128
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

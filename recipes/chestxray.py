@@ -10,13 +10,13 @@ from pathlib import Path
 
 import datasets
 import joblib
-from finetune.chestxray14 import NAME, chestxray_data
-from finetune.chestxray_sections import chestxray_sections
-from finetune.data import ImageData
+from finetune.data.images import ImageData
 from finetune.errors import InputError, exit_on_input_error
-from finetune.nih_hub import read_nih_hub
-from finetune.nih_tree import read_boxes, read_nih_tree
 from finetune.options import Options, parse_options
+from finetune.reports.chestxray14 import chestxray_sections
+from finetune.sources.chestxray14 import NAME, chestxray_data
+from finetune.sources.nih_hub import read_nih_hub
+from finetune.sources.nih_tree import read_boxes, read_nih_tree
 from finetune.trial import run_trial
 
 

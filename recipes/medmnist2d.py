@@ -7,11 +7,11 @@ accelerate launch recipes/medmnist2d.py --config recipes/configs/paper_medmnist.
 from dataclasses import dataclass
 from typing import Literal
 
-from finetune.data import ImageData
-from finetune.digits import load_digits_data
+from finetune.data.images import ImageData
 from finetune.errors import InputError, exit_on_input_error, near_names
-from finetune.medmnist_data import NAMES, load_medmnist
 from finetune.options import Options, parse_options
+from finetune.sources.digits import load_digits_data
+from finetune.sources.medmnist import NAMES, load_medmnist
 from finetune.trial import AddSections, run_trial
 
 

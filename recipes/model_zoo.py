@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import medmnist2d
-from finetune.arms import check_arms
 from finetune.errors import InputError, exit_on_input_error, is_main_process
 from finetune.files import write_json
-from finetune.models import check_model_name
 from finetune.options import parse_options
-from finetune.run_folder import check_run_folder
+from finetune.runs.settings import check_run_folder
+from finetune.training.arms import check_arms
+from finetune.training.models import check_model_name
 from finetune.zoo import count_expected_merges, error_file, errors_of, write_zoo
 from medmnist2d import MedMNISTOptions, check_dataset
 from tyro.conf import Suppress

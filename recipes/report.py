@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 from finetune.errors import InputError, exit_on_input_error
-from finetune.report import write_report, write_side_by_side
+from finetune.reports.pages import write_report, write_side_by_side
 
 
 @dataclass(kw_only=True)

@@ -10,6 +10,10 @@ class InputError(Exception):
     """What the user gave can't be used: the message names the thing, what was expected and what to do."""
 
 
+class CheckpointWarning(UserWarning):
+    """A checkpoint or a result is damaged, and an earlier one is used."""
+
+
 def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
     """`": did you mean ...?"` with the names closest to `name`, or nothing when none is close."""
     near = difflib.get_close_matches(name.lower(), list(names), n=count, cutoff=0.5)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from finetune.errors import InputError
+from .errors import InputError
 
 PARTIAL = ".partial"
 

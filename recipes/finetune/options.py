@@ -11,7 +11,9 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
-from finetune.errors import InputError, is_main_process, near_names
+from .errors import InputError, is_main_process, near_names
+
+BASELINE = "baseline"  # the arm that the others are compared with
 
 
 @dataclass(kw_only=True)
@@ -38,7 +40,7 @@ class Options:
     """One backbone and one run of each arm per seed."""
     split_seed: int = 0
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
-    arms: tuple[str, ...] = ("baseline", "inmerge")
+    arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulation steps."""

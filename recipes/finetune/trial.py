@@ -12,22 +12,25 @@ import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
-from finetune.arms import ARMS, check_arms, wrap_optimizer
-from finetune.averages import has_batch_norm
-from finetune.data import ImageData
-from finetune.errors import InputError
-from finetune.models import check_forward, check_model_name, create_model, use_grad_checkpointing
-from finetune.optim import create_optimizer
-from finetune.options import Options
-from finetune.randomness import seed_globals
-from finetune.report import REPORT, write_report
-from finetune.results import read_test_probabilities
-from finetune.run_folder import check_run_folder, check_same_data, launch_of, write_settings
-from finetune.sections import Section, write_sections
-from finetune.stage import arm_stage, backbone_stage, run_stage
-from finetune.statistics import Bootstrap, bootstrap
-from finetune.summary import read_summary, summarise, table, write_summary
-from finetune.trackers import check_tracker
+from .data.images import ImageData
+from .errors import InputError
+from .judging.intervals import Bootstrap, bootstrap
+from .judging.summary import summarise
+from .options import Options
+from .reports.pages import write_report
+from .reports.terminal import table
+from .runs.layout import REPORT, TENSORBOARD
+from .runs.results import read_test_probabilities
+from .runs.sections import Section, write_sections
+from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
+from .runs.summaries import read_summary, write_summary
+from .training.arms import ARMS, check_arms, wrap_optimizer
+from .training.averages import has_batch_norm
+from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
+from .training.optim import create_optimizer
+from .training.randomness import seed_globals
+from .training.stage import arm_stage, backbone_stage, run_stage
+from .training.trackers import check_tracker
 
 AddSections = Callable[[Path, Options, ImageData, dict[str, Any]], list[Section]]
 # The main process alone scores and pictures the finished arms, while the others wait.
@@ -110,7 +113,7 @@ def _accelerator(options: Options, run: Path) -> Accelerator:
             gradient_accumulation_steps=options.grad_accum_steps,
             dataloader_config=DataLoaderConfiguration(split_batches=True),
             log_with=None if options.tracker == "none" else options.tracker,
-            project_config=ProjectConfiguration(logging_dir=str(run / "tensorboard")),
+            project_config=ProjectConfiguration(logging_dir=str(run / TENSORBOARD)),
             kwargs_handlers=[InitProcessGroupKwargs(timeout=_LONGEST_WAIT)],
         )
     except ValueError as error:

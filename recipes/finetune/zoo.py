@@ -7,19 +7,20 @@ from typing import Any
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from finetune.arms import ARMS, BASELINE
-from finetune.data import ImageData
-from finetune.figures import difference_legend, difference_rows, new_figure, write_figure
-from finetune.files import write_csv, write_json, write_text
-from finetune.finished import BACKBONE, FinishedRun
-from finetune.models import create_model
-from finetune.options import Options
-from finetune.results import RESULT, TIMING, WEIGHTS
-from finetune.run_folder import CONFIG
-from finetune.sections import SIGNED, Section, number_text, range_text
-from finetune.statistics import LEVEL, holm
-from finetune.summary import read_summary, total_merges
 from inmerge_optim import similarity_profile
+
+from .data.images import ImageData
+from .files import write_csv, write_json, write_text
+from .judging.intervals import LEVEL, holm
+from .judging.summary import total_merges
+from .options import BASELINE, Options
+from .reports.figures import difference_legend, difference_rows, new_figure, write_figure
+from .runs.finished import FinishedRun
+from .runs.layout import BACKBONE, CONFIG, RESULT, TIMING, WEIGHTS, stage_folder
+from .runs.sections import SIGNED, Section, number_text, range_text
+from .runs.summaries import read_summary
+from .training.arms import ARMS
+from .training.models import create_model
 
 EXPECTED = "expected_merges.json"
 ERROR_SUFFIX = ".error.json"
@@ -46,7 +47,7 @@ def count_expected_merges(run: Path, options: Options, data: ImageData, summary:
     expected: dict[str, dict[str, float]] = {}
     for seed in options.seeds:
         model = create_model(options, data, pretrained=False)
-        model.load_state_dict(load_file(run / f"seed_{seed}" / BACKBONE / WEIGHTS))
+        model.load_state_dict(load_file(stage_folder(run, seed, BACKBONE) / WEIGHTS))
         profiles = similarity_profile(
             model,
             options.skip_layers,
@@ -59,7 +60,7 @@ def count_expected_merges(run: Path, options: Options, data: ImageData, summary:
         for arm in options.arms:
             if ARMS[arm].criterion not in ("similar", "any"):
                 continue
-            result = json.loads((run / f"seed_{seed}" / arm / RESULT).read_text(encoding="utf-8"))
+            result = json.loads((stage_folder(run, seed, arm) / RESULT).read_text(encoding="utf-8"))
             for layer, count in result["merges"].items():
                 so_far = expected.setdefault(arm, {}).get(layer, 0.0)
                 expected[arm][layer] = so_far + count["drawn"] * shares.get(layer, 0.0)

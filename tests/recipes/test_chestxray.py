@@ -9,10 +9,10 @@ from pathlib import Path
 import chestxray
 import numpy as np
 import pytest
-from finetune.chestxray14 import LABELS
 from finetune.options import parse_options
-from finetune.results import read_predictions
-from finetune.sections import read_sections
+from finetune.runs.results import read_predictions
+from finetune.runs.sections import read_sections
+from finetune.sources.chestxray14 import LABELS
 from sklearn.metrics import roc_auc_score
 from small_runs import run_recipe
 from small_trees import case_names, image_path, make_tree, write_boxes

@@ -6,14 +6,14 @@ import csv
 import json
 from pathlib import Path
 
-import finetune.stage
+import finetune.training.stage
 import numpy as np
 import pytest
 import timm
 import torch
-from finetune.batches import channel_statistics, model_input
-from finetune.digits import load_digits_data
-from finetune.results import read_predictions
+from finetune.runs.results import read_predictions
+from finetune.sources.digits import load_digits_data
+from finetune.training.batches import channel_statistics, model_input
 from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
@@ -117,8 +117,8 @@ def test_best_epoch_is_the_first_with_the_best_validation_auroc(digits_run: Path
 
 def test_an_earlier_epoch_is_kept_when_no_later_one_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ties throughout, an arm of two epochs keeps the weights that an arm of one epoch ends with."""
-    real = finetune.stage.score
-    monkeypatch.setattr(finetune.stage, "score", lambda *args: {**real(*args), "auroc": 0.5})
+    real = finetune.training.stage.score
+    monkeypatch.setattr(finetune.training.stage, "score", lambda *args: {**real(*args), "auroc": 0.5})
     settings = ["--epochs", "0", "--batch-size", "400"]
     two = run_digits(tmp_path / "two", *settings, "--inmerge-epochs", "2")
     one = run_digits(tmp_path / "one", *settings, "--inmerge-epochs", "1")

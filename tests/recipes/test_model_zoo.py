@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import finetune.stage
+import finetune.training.stage
 import model_zoo
 import pytest
 import torch
 from small_runs import content_of, run_digits, run_recipe
 
-KILLED = Path(__file__).parent / "finetune" / "killed_recipe.py"
+KILLED = Path(__file__).parent / "finetune" / "training" / "killed_recipe.py"
 SETTINGS = ["--no-pretrained", "--image-size", "16", "--epochs", "1", "--inmerge-epochs", "1", "--seeds", "0", "1"]
 SETTINGS += ["--limit-train", "400", "--batch-size", "100", "--similarity-threshold", "q0.8"]
 GRID = ["--datasets", "digits", "--models", "test_resnet", "test_byobnet", "test_vit"]
@@ -31,7 +31,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A zoo run in two shards, the first of which SIGKILL ended while an arm trained."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("zoo") / "zoo"
-    command = [sys.executable, KILLED, "model_zoo", "stage", "train_epoch", 3, 0.05, *GRID, *SETTINGS]
+    command = [sys.executable, KILLED, "model_zoo", "training.stage", "train_epoch", 3, 0.05, *GRID, *SETTINGS]
     killed = subprocess.run(
         [*map(str, command), "--output", str(folder), "--shard", "1/2"],
         env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(model_zoo.__file__).parent)},
@@ -93,7 +93,7 @@ def test_a_killed_cell_ends_as_the_recipe_for_one_model_does(zoo: Path, tmp_path
 def test_a_finished_cell_is_not_run_again(
     zoo: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(finetune.stage, "train_epoch", None)
+    monkeypatch.setattr(finetune.training.stage, "train_epoch", None)
     before = {name: content_of(zoo / name) for name in CELLS}
     (zoo / "zoo.csv").unlink()
     with pytest.raises(SystemExit, match="1"):  # for test_vit, which fails again

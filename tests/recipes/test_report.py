@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import report
 import torch
-from finetune.results import read_predictions
-from finetune.sections import Section, write_sections
+from finetune.runs.results import read_predictions
+from finetune.runs.sections import Section, write_sections
 from huggingface_hub import ModelCard
 from sklearn.metrics import average_precision_score, roc_auc_score
 from small_runs import QUICK, run_digits, run_recipe

@@ -1,0 +1,1 @@
+"""Images, tasks and splits, whatever their source, and images prepared once."""

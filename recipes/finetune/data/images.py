@@ -1,0 +1,119 @@
+"""Images and labels of a data set, whatever their source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+from .tasks import Task
+
+
+class Images(Protocol):
+    """uint8 images of shape (N, 1 or 3, side, side): an array, or what reads them when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: list[int]) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split.
+
+    Attributes:
+        images: uint8, shape (N, 1 or 3, side, side).
+        labels: class indices, int64 (N,), or 0 and 1, int64 (N, labels).
+        cases: what names each image in the predictions, unique within the split.
+        patients: whose image each case is, where that is known.
+        subgroups: per property of the cases, such as sex, the value that each has, None where that is not known.
+    """
+
+    images: Images
+    labels: np.ndarray
+    cases: list[str]
+    patients: list[str] | None = None
+    subgroups: dict[str, list[str | None]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def limited(self, cases: int, seed: int) -> "Split":
+        """So many of the cases, drawn at random, in their order, with their images in memory."""
+        rows = sorted(np.random.default_rng(seed).choice(len(self), cases, replace=False).tolist())
+
+        def of(column: list[Any]) -> list[Any]:
+            return [column[row] for row in rows]
+
+        return Split(
+            images=self.images[rows],
+            labels=self.labels[rows],
+            cases=of(self.cases),
+            patients=self.patients and of(self.patients),
+            subgroups={name: of(values) for name, values in self.subgroups.items()},
+        )
+
+
+@dataclass(frozen=True)
+class BoxedFinding:
+    """A label of an image, and where it is seen.
+
+    Attributes:
+        case: the image.
+        label: its place among the task's classes.
+        boxes: (B, 4): left, top, right and bottom as shares of the image's side, 0 to 1.
+    """
+
+    case: str
+    label: int
+    boxes: np.ndarray
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A data set, split and at its final size.
+
+    Attributes:
+        image_size: side of the square that the model sees of each image, cut out at random in training and from the
+            middle elsewhere; None: all of it.
+        files: checksum per source file; a resumed run must find the same.
+        description: what the run folder records of the data beside the checksums.
+        own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
+    """
+
+    name: str
+    task: Task
+    train: Split
+    val: Split
+    test: Split
+    image_size: int | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    description: dict[str, Any] = field(default_factory=dict)
+    own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        return {"train": self.train, "val": self.val, "test": self.test}
+
+    @property
+    def channels(self) -> int:
+        return self.train.images.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Side of what the model sees."""
+        return self.image_size or self.train.images.shape[-1]
+
+
+def resize(images: np.ndarray, size: int, chunk: int = 4096) -> np.ndarray:
+    """Square uint8 images (N, C, H, H) at `size`, made once; on uint8 this equals PIL's resize, antialiased."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
+    for start in range(0, len(images), chunk):
+        part = torch.from_numpy(images[start : start + chunk])
+        resized[start : start + chunk] = v2.functional.resize(part, [size, size], antialias=True).numpy()
+    return resized

@@ -1,0 +1,1 @@
+"""What is told of a finished run: pages, figures and the terminal's table."""

@@ -1,0 +1,71 @@
+"""How well each arm does in parts of the test set, such as the images of women."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ..data.images import ImageData
+from ..judging.intervals import LEVEL, bootstrap
+from ..judging.metrics import per_class
+from ..options import BASELINE, Options
+from ..runs.results import read_test_probabilities
+from ..runs.sections import Section, interval_text, number_text
+
+
+def subgroup_section(run: Path, options: Options, data: ImageData) -> Section:
+    """A row per subgroup of the test set: its size, the macro AUROC of each arm, mean over seeds, and the differences.
+
+    Labels that all or none of a subgroup's cases have are left out of its mean. The intervals are bootstrap intervals
+    over the patients of the subgroup, or over its cases where patients are not known.
+    """
+    probabilities = read_test_probabilities(run, options.arms, options.seeds)
+    others = [arm for arm in options.arms if arm != BASELINE]
+    unit = "cases" if data.test.patients is None else "patients"
+    rows = [
+        [f"{name}: {value}", *_cells(data, np.flatnonzero(np.array(values) == value), probabilities, others)]
+        for name, values in data.test.subgroups.items()
+        for value in sorted(set(values) - {None})
+    ]
+    unknown = [
+        f"{name} of {count:,} of {len(data.test):,} test cases"
+        for name, values in data.test.subgroups.items()
+        if (count := Counter(values)[None])
+    ]
+    return Section(
+        title="Subgroups",
+        text=(
+            "AUROC on parts of the test set: the mean over the labels that some cases of the part have and others "
+            "don't (how many these are stands in the table), and over the seeds. Means over different labels are not "
+            f"comparable. After each difference: its {100 * LEVEL:.0f} % bootstrap interval over the {unit} of the "
+            "part, which is test-set noise, given these models. With this many comparisons some intervals leave out 0 "
+            "by chance." + (f"\n\nNot known, or not plausible, is the {', the '.join(unknown)}." if unknown else "")
+        ),
+        header=["subgroup", "cases", "patients", "labels", *options.arms, *(f"{arm} - {BASELINE}" for arm in others)],
+        rows=rows,
+    )
+
+
+def _cells(
+    data: ImageData, rows: np.ndarray, probabilities: dict[str, list[np.ndarray]], others: list[str]
+) -> list[str | None]:
+    labels = data.test.labels[rows]
+    patients = None if data.test.patients is None else [data.test.patients[row] for row in rows]
+    part = {arm: [scores[rows] for scores in seeds] for arm, seeds in probabilities.items()}
+    defined = {
+        arm: [[f["auroc"] for f in per_class(data.task, labels, p).values() if f["auroc"] is not None] for p in seeds]
+        for arm, seeds in part.items()
+    }
+    means = {arm: float(np.mean(aurocs)) if aurocs[0] else None for arm, aurocs in defined.items()}
+    resampled = bootstrap(data.task, labels, part, patients)
+    differences = [
+        None if means[arm] is None else interval_text(means[arm] - means[BASELINE], resampled.interval(arm, BASELINE))
+        for arm in others
+    ]
+    return [
+        f"{len(rows):,}",
+        None if patients is None else f"{len(set(patients)):,}",
+        str(len(defined[BASELINE][0])),
+        *(number_text(mean) for mean in means.values()),
+        *differences,
+    ]

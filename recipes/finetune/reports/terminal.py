@@ -1,0 +1,75 @@
+"""The table that a recipe ends with."""
+
+from typing import Any
+
+from ..judging.metrics import CALIBRATION
+from ..judging.summary import left_out, total_merges
+from ..options import BASELINE
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts.
+
+    Figures of calibration are left to summary.csv, for the table to fit a screen.
+    """
+    metrics = [metric for metric in summary["arms"][BASELINE] if metric not in CALIBRATION]
+    seeds = len(summary["seeds"])
+    rows = [["arm", "epoch", *metrics]]
+    for figures, name in ((summary, "best"), (summary["last"], "last")):
+        for arm, scores in figures["arms"].items():
+            epoch = f"best ({', '.join(map(str, summary['epochs'][arm]))})" if name == "best" else name
+            rows.append([arm, epoch, *(_mean_text(scores[metric]) for metric in metrics)])
+        for arm, differences in figures["differences"].items():
+            cells = (_number_text(differences[metric]["mean"], "{:+.4f}") for metric in metrics)
+            rows.append([f"{arm} - {BASELINE}", name, *cells])
+    heading = f"Test figures over {seeds} seeds, mean ± standard deviation" if seeds > 1 else "Test figures, one seed"
+    merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
+    names = left_out(summary)
+    absent = [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
+    return "\n".join([heading, _aligned(rows), *absent, *merges, "", *_verdict_lines(summary)])
+
+
+def _verdict_lines(summary: dict[str, Any]) -> list[str]:
+    """Each verdict with the test-set noise below it, and what the intervals are."""
+    intervals = summary["intervals"]
+    lines = []
+    for found in summary["verdicts"]:
+        arm, reference = found["arm"], found["reference"]
+        kind, name = ("differences", arm) if reference == BASELINE else ("contrasts", f"{arm} - {reference}")
+        difference = summary[kind][name]["auroc"]
+        lines.append(found["sentence"])
+        if difference["bootstrap_low"] is not None:
+            interval = f"[{difference['bootstrap_low']:.4f}, {difference['bootstrap_high']:.4f}]"
+            lines.append(f"  {intervals['bootstrap_low, bootstrap_high']} {interval}")
+    if intervals["low, high"]:
+        lines.append(f"After a verdict: {intervals['low, high']}")
+    return lines
+
+
+def _mean_text(figure: dict[str, Any]) -> str:
+    mean = _number_text(figure["mean"], "{:.4f}")
+    return mean if figure["std"] is None else f"{mean} ± {figure['std']:.4f}"
+
+
+def _number_text(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
+    rows = [["layer", "drawn", "merged", "share"]]
+    for layer, count in [*merges.items(), ("all", total_merges(merges))]:
+        share = f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else "-"
+        rows.append([layer, str(count["drawn"]), str(count["merged"]), share])
+    return f"\nKernels merged by {arm}\n{_aligned(rows)}"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if k else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

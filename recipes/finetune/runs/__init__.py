@@ -1,0 +1,1 @@
+"""The run folder: where files lie, what is written there and read again."""

@@ -1,0 +1,34 @@
+"""Where files lie in a run folder: said here, and nowhere else."""
+
+from pathlib import Path
+
+# Of the run.
+CONFIG = "config.yaml"
+VERSIONS = "versions.json"
+DATA = "data.json"
+SECTIONS = "sections.json"
+SUMMARY = "summary.json"  # written last: where it stands, the run is finished
+SUMMARY_TABLE = "summary.csv"
+REPORT = "report.html"
+PLOTS = "plots"
+TENSORBOARD = "tensorboard"
+
+# Of a stage, in the folder that stage_folder names.
+BACKBONE = "backbone"
+STATE = "state"  # checkpoints, while the stage runs
+CURVES = "metrics.csv"
+MERGES = "merges.csv"
+TIMING = "timing.json"  # of each epoch, and by itself, as everything else is the same whenever it is run
+WEIGHTS = "model.safetensors"
+CARD = "README.md"
+RESULT = "result.json"  # written last: where it stands, the stage is finished
+
+
+def stage_folder(run: Path, seed: int, stage: str) -> Path:
+    """The folder of a stage: BACKBONE, or an arm."""
+    return run / f"seed_{seed}" / stage
+
+
+def predictions_file(part: str) -> str:
+    """The name of a stage's predictions of a split, "val" or "test"."""
+    return f"predictions_{part}.csv"

@@ -1,0 +1,106 @@
+"""The run folder: who may use it, and under which settings a run may go on."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from ..data.images import ImageData
+from ..errors import InputError
+from ..files import write_json, write_text
+from ..options import Options, as_plain
+from .layout import CONFIG, DATA, VERSIONS
+
+_PACKAGES = (
+    "inmerge_optim",
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "medmnist",
+    "datasets",
+    "pillow",
+)
+# The data are compared by their checksums, wherever they come from.
+_MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
+_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing"}
+
+
+def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else, or a run of other settings."""
+    if run.exists() and not run.is_dir():
+        raise InputError(f"--output {run} is a file: give the path of a folder")
+    if not options.resume:
+        if run.exists() and any(run.iterdir()):
+            raise InputError(
+                f"--output {run} is not empty: pass --resume to go on with that run, or choose another folder"
+            )
+        return
+    if not (run / CONFIG).exists():
+        return
+    begun, now = _read_yaml(run / CONFIG), as_plain(options)
+    differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
+    settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
+    launched = _read_yaml(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
+    settings += [
+        f"{key} {launched.get(key)}, not {value}" for key, value in launch.items() if launched.get(key) != value
+    ]
+    if settings:
+        raise InputError(
+            f"--resume: the run in {run} was begun with {'; '.join(settings)}: give the same settings, or choose "
+            "another --output"
+        )
+
+
+def check_same_data(run: Path, data: ImageData) -> None:
+    """Refuse to go on with a run on other files than it was begun with."""
+    path = run / VERSIONS
+    begun = _read_yaml(path).get("data", {}) if path.exists() else data.files
+    if begun != data.files:
+        raise InputError(f"--resume: the run in {run} was begun with the files {begun}, not {data.files} (by checksum)")
+
+
+def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
+    """versions.json, data.json where the data have more to tell, and config.yaml, once, at the start of a run."""
+    if (run / CONFIG).exists():
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    packages = {name: found for name in _PACKAGES if (found := _version(name))}
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
+    write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
+    if data.description:
+        write_json(run / DATA, data.description)
+    write_text(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False))
+
+
+def launch_of(accelerator: Accelerator) -> dict[str, Any]:
+    """What, beside the options, the numbers depend on to the bit."""
+    return {
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "device": accelerator.device.type,
+        "precision": accelerator.mixed_precision,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(
+            f"{path} can't be read ({error}): the run can't be resumed, choose another --output"
+        ) from error
+    return content or {}

@@ -1,0 +1,107 @@
+"""Checkpoints of a stage, one per epoch, from which a killed run goes on to the same numbers.
+
+A checkpoint is a folder `state/epoch_<n>`: accelerate's own state, the progress so far, the best epoch's weights, and
+a manifest with the checksum of each file. It is written under another name and renamed when it is whole, and the last
+two are kept, so that a newest one that the disk spoiled can be told and passed over.
+"""
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..errors import CheckpointWarning
+from ..files import PARTIAL, flush, sha256_of, storage_errors, write_json, write_weights
+
+KEPT = 2
+BEST = "best.safetensors"
+_MANIFEST = "manifest.json"
+_PROGRESS = "progress.json"
+
+
+def checkpoint_folder(state: Path, epochs: int) -> Path:
+    return state / f"epoch_{epochs:04d}"
+
+
+def save_checkpoint(
+    accelerator: Accelerator, state: Path, progress: dict[str, Any], new_best: dict[str, torch.Tensor] | None
+) -> None:
+    """Save everything that the next epoch depends on.
+
+    Args:
+        progress: as JSON knows it; its "epochs" is the number of epochs done.
+        new_best: the weights of this epoch if it is the best so far; None: those of the checkpoint before are kept.
+    """
+    folder = checkpoint_folder(state, progress["epochs"])
+    partial = folder.with_name(folder.name + PARTIAL)
+    main = accelerator.is_main_process
+    with storage_errors(folder):
+        if main:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if main:
+            _save_best(partial, checkpoint_folder(state, progress["epochs"] - 1) / BEST, new_best)
+            write_json(partial / _PROGRESS, progress)
+            files = sorted(path for path in partial.iterdir() if path.is_file())
+            for path in files:
+                flush(path)
+            write_json(partial / _MANIFEST, {path.name: sha256_of(path) for path in files})
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+            flush(state)
+            for old in _newest_first(state)[KEPT:]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def _save_best(folder: Path, before: Path, new_best: dict[str, torch.Tensor] | None) -> None:
+    if new_best is not None:
+        write_weights(folder / BEST, new_best)
+    elif before.exists():
+        shutil.copyfile(before, folder / BEST)
+
+
+def load_checkpoint(accelerator: Accelerator, state: Path) -> dict[str, Any] | None:
+    """Load the newest whole checkpoint into what accelerate has prepared; its progress, or None when there is none."""
+    found = [str(_newest_whole(state) or "")] if accelerator.is_main_process else [""]
+    folder = broadcast_object_list(found)[0]
+    if not folder:
+        return None
+    accelerator.load_state(folder)
+    return json.loads((Path(folder) / _PROGRESS).read_text())
+
+
+def _newest_whole(state: Path) -> Path | None:
+    for folder in _newest_first(state):
+        problem = _damage(folder)
+        if problem is None:
+            return folder
+        message = f"checkpoint {folder} is damaged ({problem}): going on from the one before"
+        warnings.warn(message, CheckpointWarning, stacklevel=3)
+    return None
+
+
+def _newest_first(state: Path) -> list[Path]:
+    folders = [path for path in state.glob("epoch_*") if path.suffix != PARTIAL]
+    return sorted(folders, reverse=True)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        for name, checksum in manifest.items():
+            if sha256_of(folder / name) != checksum:
+                return f"{name} has another checksum"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None

@@ -1,0 +1,43 @@
+"""The optimizer and the schedule of a stage, from timm's factories."""
+
+import timm.optim
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import InputError, near_names
+from ..options import Options
+
+
+def create_optimizer(options: Options, model: nn.Module, lr: float) -> Optimizer:
+    """The timm optimizer of that name on all parameters of the model."""
+    known = timm.optim.list_optimizers()
+    if options.opt not in known:
+        raise InputError(f"--opt {options.opt} is unknown to timm{near_names(options.opt, known)}")
+    try:
+        optimizer = timm.optim.create_optimizer_v2(
+            model, options.opt, lr=lr, weight_decay=options.weight_decay, momentum=options.momentum
+        )
+    except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"timm can't build --opt {options.opt} here ({error}): choose another one") from error
+    if getattr(optimizer, "is_second_order", False):
+        raise InputError(
+            f"--opt {options.opt} needs second derivatives, which the trial doesn't compute: choose another"
+        )
+    return optimizer
+
+
+def create_schedule(options: Options, optimizer: Optimizer, stage: str, epochs: int) -> Scheduler:
+    """The schedule over the epochs of one stage; the arms start from trained weights and have no warm-up.
+
+    All of these depend on the number of the epoch alone, so that a resumed run needs no state of theirs.
+    """
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        options.sched,
+        num_epochs=max(epochs, 1),
+        decay_milestones=list(options.decay_milestones),
+        warmup_epochs=options.warmup_epochs if stage == "backbone" else 0,
+    )
+    return schedule

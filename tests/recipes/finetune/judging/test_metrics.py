@@ -1,0 +1,136 @@
+"""Scores, and what is left out of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from finetune.data.images import Split
+from finetune.data.tasks import Task
+from finetune.judging.metrics import METRICS, choose_thresholds, per_class, score
+from finetune.judging.summary import summarise
+from finetune.reports.terminal import table
+from finetune.runs.results import read_predictions, write_predictions
+from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
+
+BINARY = Task("binary", ("no", "yes"))
+CLASSES = Task("multi-class", ("a", "b", "c"))
+LABELS = Task("multi-label", ("a", "b", "c"))
+
+
+def test_binary_auroc_is_that_of_class_1() -> None:
+    labels, positive = np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8])
+    scores = score(BINARY, labels, np.stack([1 - positive, positive], axis=1))
+    assert tuple(scores) == METRICS
+    assert (scores["accuracy"], scores["balanced_accuracy"], scores["auroc"]) == (0.75, 0.75, 0.75)
+    assert scores["auprc"] == average_precision_score(labels, positive)
+    assert scores["f1"] == pytest.approx(2 / 3)
+
+
+def test_class_without_cases_is_left_out_of_the_mean() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 2, 40), rng.dirichlet(np.ones(3), 40)
+    assert per_class(CLASSES, labels, probabilities)["c"] == {"auroc": None, "auprc": None, "f1": None}
+    expected = np.mean([roc_auc_score(labels == k, probabilities[:, k]) for k in (0, 1)])
+    assert score(CLASSES, labels, probabilities)["auroc"] == pytest.approx(expected)
+    one_class = score(CLASSES, np.zeros(40, int), probabilities)
+    assert one_class["auroc"] is one_class["auprc"] is one_class["f1"] is one_class["balanced_accuracy"] is None
+
+
+def test_class_without_cases_is_named() -> None:
+    figures = {"auroc": {"mean": 0.5, "std": None, "values": [0.5], "bootstrap_low": None, "bootstrap_high": None}}
+    stage = {"epoch": 1, "kept": {"test": {"auroc": 0.5}}, "last": {"test": {"auroc": 0.5}}, "merges": {}}
+    stage["per_class"] = {"Mass": {"auroc": 0.5}, "Hernia": {"auroc": None}}
+    summary = summarise("multi-label", {0: {"baseline": stage, "inmerge": stage}})
+    assert summary["per_class"]["baseline"]["Mass"] == figures
+    assert "Left out of the means, with one label only on test: Hernia\n" in table(summary)
+
+
+def test_multi_label_scores_are_means_over_labels() -> None:
+    labels = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0]])
+    probabilities = np.array([[0.9, 0.6, 0.1], [0.2, 0.7, 0.2], [0.8, 0.4, 0.6]])
+    scores = score(LABELS, labels, probabilities)
+    assert scores["accuracy"] == pytest.approx(np.mean([1, 1 / 3, 2 / 3]))
+    assert scores["balanced_accuracy"] == pytest.approx(np.mean([1, 0.25]))
+    assert scores["auroc"] == pytest.approx(np.mean([1, 0.5]))
+
+
+def test_macro_means_and_calibration_of_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 3, 200), rng.dirichlet(np.ones(3), 200)
+    scores, one_hot = score(CLASSES, labels, probabilities), np.eye(3)[labels]
+    assert scores["auprc"] == pytest.approx(average_precision_score(one_hot, probabilities))
+    assert scores["f1"] == pytest.approx(f1_score(labels, probabilities.argmax(1), average="macro"))
+    assert scores["log_loss"] == pytest.approx(log_loss(labels, probabilities))
+    assert scores["brier"] == pytest.approx(((probabilities - one_hot) ** 2).sum() / 200)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    gaps = [(confidence - right)[np.ceil(confidence * 15) == bin].sum() for bin in range(1, 16)]
+    assert scores["ece"] == pytest.approx(np.abs(gaps).sum() / 200, abs=1e-6)
+
+
+def test_calibration_of_labels_is_the_mean_over_labels() -> None:
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 2, (200, 3)), rng.random((200, 3))
+    scores = score(LABELS, labels, probabilities)
+    alone = [score(BINARY, labels[:, k], np.stack([1 - p, p], 1)) for k, p in enumerate(probabilities.T)]
+    for metric in ("log_loss", "brier", "ece", "auprc"):
+        assert scores[metric] == pytest.approx(np.mean([figures[metric] for figures in alone]))
+
+
+def test_thresholds_are_the_best_on_validation_and_stay_on_test() -> None:
+    """No other threshold does better where they are chosen; labels with one value alone get 0.5; classes have none."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((80, 3)) < [0.1, 0.4, 0]).astype(int)
+    probabilities = np.clip(0.1 * labels + 0.2 * rng.random((80, 3)), 0, 1)
+    thresholds = choose_thresholds(LABELS, labels, probabilities)
+    assert thresholds["f1"][2] == thresholds["balanced_accuracy"][2] == 0.5
+    chosen = score(LABELS, labels, probabilities, thresholds)
+    for metric in ("f1", "balanced_accuracy"):
+        others = [
+            score(LABELS, labels, probabilities, {**thresholds, metric: np.full(3, cut)})
+            for cut in np.unique(probabilities)[::6]
+        ]
+        assert chosen[metric] >= max(figures[metric] for figures in others) - 1e-12
+    assert chosen["accuracy"] == score(LABELS, labels, probabilities)["accuracy"]
+    assert score(LABELS, labels, probabilities / 2, thresholds)["f1"] < chosen["f1"]
+    inverted = choose_thresholds(LABELS, labels, 1 - probabilities)
+    assert all(np.isfinite(values).all() for values in inverted.values())
+    assert choose_thresholds(CLASSES, labels[:, 0], probabilities) is None
+
+
+@pytest.mark.parametrize("task", [BINARY, CLASSES, LABELS], ids=lambda task: task.kind)
+def test_predictions_read_back_exactly(tmp_path, task: Task) -> None:
+    rng = np.random.default_rng(0)
+    outputs = len(task.classes)
+    labels = rng.integers(0, 2, (30, outputs)) if task.multi_label else rng.integers(0, outputs, 30)
+    probabilities = rng.random((30, outputs)) ** 9
+    split = Split(np.zeros((30, 1, 2, 2), np.uint8), labels, [f"case {k}" for k in range(30)])
+    write_predictions(tmp_path, "test", task, split, probabilities)
+    found = read_predictions(tmp_path / "predictions_test.csv")
+    np.testing.assert_array_equal(found[0], labels)
+    np.testing.assert_array_equal(found[1], probabilities)
+    header = (tmp_path / "predictions_test.csv").read_text().splitlines()[0]
+    assert header.startswith("case,label_a,label_b" if task.multi_label else "case,label,prob_0,prob_1")
+
+
+def test_summary_pairs_the_seeds_and_writes_null_for_what_is_undefined() -> None:
+    def result(auroc: float | None, merged: int = 0) -> dict:
+        scores = {"test": {"auroc": auroc}}
+        merges = {"conv": {"drawn": 10, "merged": merged}} if merged else {}
+        per_class = {"yes": {"auroc": auroc}}
+        return {"epoch": 1, "kept": scores, "last": scores, "per_class": per_class, "merges": merges}
+
+    results = {
+        3: {"baseline": result(0.5), "inmerge": result(0.75, 2)},
+        4: {"baseline": result(0.5), "inmerge": result(None, 2)},
+    }
+    summary = summarise("binary", results)
+    assert summary["seeds"] == [3, 4]
+    no_bootstrap = {"bootstrap_low": None, "bootstrap_high": None}
+    assert summary["arms"]["baseline"]["auroc"] == {"mean": 0.5, "std": 0.0, "values": [0.5, 0.5], **no_bootstrap}
+    assert summary["arms"]["inmerge"]["auroc"] == {"mean": 0.75, "std": None, "values": [0.75, None], **no_bootstrap}
+    assert summary["differences"]["inmerge"]["auroc"]["values"] == [0.25, None]
+    assert summary["per_class"]["baseline"]["yes"]["auroc"] == summary["arms"]["baseline"]["auroc"]
+    difference = summary["per_class"]["inmerge"]["yes"]["auroc"].pop("difference")
+    assert summary["per_class"]["inmerge"]["yes"]["auroc"] == summary["arms"]["inmerge"]["auroc"]
+    assert difference == {"mean": 0.25, "low": None, "high": None, "p": None, "values": [0.25, None], **no_bootstrap}
+    assert summary["merges"] == {"inmerge": {"conv": {"drawn": 20, "merged": 4}}}
