@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 from finetune.judging.obuchowski_rockette import ErrorCovariances, compare, error_covariances, mean_covariances
 from finetune.judging.power import ALPHA
 from finetune.judging.verdict import MARGIN, Question, outcome_of
-from finetune.statistics import weighted_auroc
+from finetune.judging import weighted
 
 AUROC = 0.85
 WIDE_MARGIN = 0.05  # wide enough for equivalence to be found in small trials as well
@@ -79,7 +79,7 @@ def bootstrapped(positive: np.ndarray, scores: np.ndarray, rng: np.random.Genera
     """The same from resampled cases, as the recipes have them."""
     cases = len(positive)
     weights = rng.multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES).T.astype(np.float32)
-    found = [[weighted_auroc(positive, seed, weights) for seed in arm] for arm in scores]
+    found = [[weighted.auroc(positive, seed, weights) for seed in arm] for arm in scores]
     return error_covariances(np.moveaxis(found, -1, 0))
 
 
@@ -120,7 +120,7 @@ class Tally:
 
 def simulate(setting: Setting, truth: float, trials: int, seed: int = 0, bootstrap: bool = False) -> Tally:
     """Judge so many trials whose arms differ by `truth`; with the bootstrap's covariances, or DeLong's."""
-    rng = np.random.default_rng([seed, setting.seeds, setting.cases, int(setting.arm_by_case), int(1e6 * truth)])
+    rng = np.random.default_rng([seed, setting.seeds, setting.cases, int(setting.arm_by_case), round(1e6 * (truth + 1))])
     tally = Tally()
     for _ in range(trials):
         positive, scores = draw_scores(setting, truth, rng)

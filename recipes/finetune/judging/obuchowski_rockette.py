@@ -18,9 +18,10 @@ References:
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 _ROUNDING = 1e-12
+_LARGEST_DF = 1e6  # where Student's t has long been normal
 
 Interval = tuple[float | None, float | None]
 
@@ -79,7 +80,7 @@ class Difference:
             arms by seeds); None with one seed.
         case_variance: the part that more seeds don't lower (twice Cov2 - Cov3); None with one seed.
         standard_error: of the mean; None with one seed.
-        df: Hillis' degrees of freedom; None with one seed.
+        df: Hillis' degrees of freedom, up to a million; None with one seed.
     """
 
     mean: float | None
@@ -94,7 +95,7 @@ class Difference:
         """Two-sided p of no difference; None where there is no spread to test with."""
         if not self.standard_error:
             return None
-        return float(2 * stats.t.sf(abs(self.mean) / self.standard_error, self.df))
+        return float(2 * special.stdtr(self.df, -abs(self.mean) / self.standard_error))
 
     def interval(self, level: float) -> Interval:
         """The t interval at that level; low = high = mean without any spread, and None with one seed."""
@@ -102,7 +103,7 @@ class Difference:
             return None, None
         if self.standard_error == 0:
             return self.mean, self.mean
-        half = float(stats.t.isf((1 - level) / 2, self.df)) * self.standard_error
+        half = float(special.stdtrit(self.df, (1 + level) / 2)) * self.standard_error
         return self.mean - half, self.mean + half
 
 
@@ -126,18 +127,21 @@ def compare(values: np.ndarray, errors: ErrorCovariances | None) -> Difference:
     shared = max(errors.cov2 - errors.cov3, 0.0)
     if np.ptp(differences) <= _ROUNDING:
         seed_variance = 2 * max(errors.variance - errors.cov1 - shared, 0.0)
-        standard_error, df = np.sqrt(seed_variance / seeds + 2 * shared), np.inf
+        standard_error, df = precision(seed_variance, 2 * shared, seeds)[0], _LARGEST_DF
     else:
         seed_variance = float(differences.var(ddof=1))
         standard_error, df = precision(seed_variance, 2 * shared, seeds)
     if standard_error <= _ROUNDING:
         standard_error = 0.0
-    return Difference(mean, seeds, seed_variance, 2 * shared, float(standard_error), float(df))
+    return Difference(mean, seeds, seed_variance, 2 * shared, standard_error, df)
 
 
 def precision(seed_variance: float, case_variance: float, seeds: float) -> tuple[float, float]:
-    """Standard error of the mean difference over so many seeds, and Hillis' degrees of freedom (2007, equation 12)."""
+    """Standard error of the mean difference over so many seeds, and Hillis' degrees of freedom (2007, equation 12).
+
+    `seeds` may be infinite.
+    """
     from_seeds = seed_variance / seeds
     variance = from_seeds + case_variance
     df = (seeds - 1) * (variance / from_seeds) ** 2 if from_seeds else np.inf
-    return float(np.sqrt(variance)), float(df)
+    return float(np.sqrt(variance)), float(min(df, _LARGEST_DF))

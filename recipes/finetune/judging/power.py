@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special
 from statsmodels.stats.power import ttest_power
 
 from .obuchowski_rockette import Difference, precision
@@ -16,7 +16,6 @@ from .obuchowski_rockette import Difference, precision
 POWER = 0.8
 ALPHA = 0.05  # two-sided of a difference, and on either side of equivalence
 FEWEST_SEEDS = 3
-_LARGEST_DF = 1e6  # the noncentral t is not computed beyond, and is normal long before
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,11 @@ def smallest_detectable(difference: Difference, compared: int = 1) -> float | No
     """
     if difference.standard_error is None:
         return None
-    df = min(difference.df, _LARGEST_DF)
 
     def lacking(ratio: float) -> float:
-        return _power_of_difference(ratio, df, compared) - POWER
+        return _power_of_difference(ratio, difference.df, compared) - POWER
 
-    highest = _highest_ratio(df, ALPHA / compared / 2)
+    highest = _highest_ratio(difference.df, ALPHA / compared / 2)
     return difference.standard_error * float(optimize.brentq(lacking, 0, highest))
 
 
@@ -53,11 +51,11 @@ def seeds_needed(difference: Difference, margin: float, compared: int = 1) -> Se
     """The seeds that a trial needs for a margin, from a pilot's variances (two seeds at least)."""
 
     def finds_difference(seeds: float) -> bool:
-        error, df = _precision(difference, seeds)
+        error, df = precision(difference.seed_variance, difference.case_variance, seeds)
         return error == 0 or _power_of_difference(margin / error, df, compared) >= POWER
 
     def finds_equivalence(seeds: float) -> bool:
-        error, df = _precision(difference, seeds)
+        error, df = precision(difference.seed_variance, difference.case_variance, seeds)
         return error == 0 or _power_of_equivalence(margin / error, df, compared) >= POWER
 
     return SeedsNeeded(_fewest(finds_difference, FEWEST_SEEDS), _fewest(finds_equivalence, FEWEST_SEEDS))
@@ -71,23 +69,16 @@ def seeds_to_decide(difference: Difference, margin: float, compared: int = 1) ->
     """
 
     def decides(seeds: float) -> bool:
-        error, df = _precision(difference, seeds)
+        error, df = precision(difference.seed_variance, difference.case_variance, seeds)
         moved = np.sqrt(difference.seed_variance * (1 / difference.seeds - 1 / seeds))
-        mean = stats.norm(difference.mean, max(moved, 1e-15))
-        apart = stats.t.isf(ALPHA / compared / 2, df) * error
-        close = margin - stats.t.isf(ALPHA / compared, df) * error
-        shown = mean.sf(apart) + mean.cdf(-apart)
-        equivalent = mean.cdf(close) - mean.cdf(-close) if close > 0 else 0.0
-        return shown + equivalent >= POWER
+        apart = special.stdtrit(df, 1 - ALPHA / compared / 2) * error
+        close = max(0.0, margin - special.stdtrit(df, 1 - ALPHA / compared) * error)
+        # The chance of a mean outside +-apart, or inside +-close; where both overlap, more than enough.
+        bounds = (np.array([-apart, -close, close, apart]) - difference.mean) / max(moved, 1e-15)
+        below = special.ndtr(bounds)
+        return below[0] + (below[2] - below[1]) + (1 - below[3]) >= POWER
 
     return _fewest(decides, difference.seeds + 1)
-
-
-def _precision(difference: Difference, seeds: float) -> tuple[float, float]:
-    if np.isinf(seeds):
-        return float(np.sqrt(difference.case_variance)), _LARGEST_DF
-    error, df = precision(difference.seed_variance, difference.case_variance, seeds)
-    return error, min(df, _LARGEST_DF)
 
 
 def _power_of_difference(ratio: float, df: float, compared: int) -> float:
@@ -111,7 +102,7 @@ def _one_sided_power(ratio: float, df: float, alpha: float) -> float:
 
 
 def _highest_ratio(df: float, alpha: float) -> float:
-    return 2 * float(stats.t.isf(alpha, df)) + 10
+    return 2 * float(special.stdtrit(df, 1 - alpha)) + 10
 
 
 def _fewest(enough: Callable[[float], bool], least: int) -> int | None:

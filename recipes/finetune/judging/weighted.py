@@ -38,18 +38,33 @@ def average_precision(positive: np.ndarray, scores: np.ndarray, weights: np.ndar
     return np.where(total < above[-1], _ratio(area, total), np.nan)
 
 
+def f1(positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The harmonic mean of precision and recall, of bool (N,) and (N,)."""
+    counts = _confusion(positive.astype(int), predicted.astype(int), 2, weights)
+    (_, false), (missed, found) = counts
+    both = (counts.sum(axis=1) > 0).all(axis=0)
+    return np.where(both, _ratio(2 * found, 2 * found + false + missed), np.nan)
+
+
+def calibration_error(outcomes: np.ndarray, confidence: np.ndarray, bins: int, weights: np.ndarray) -> np.ndarray:
+    """How far the share of outcomes is from the confidence, (N,) and (N,), on average over equal bins of it."""
+    bin_of = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="right")
+    gaps = [mean(np.where(bin_of == k, outcomes - confidence, 0), weights) for k in np.unique(bin_of)]
+    return np.abs(gaps).sum(axis=0)
+
+
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
     """The mean recall over the classes that have cases, two of them at least; labels and predicted are indices (N,)."""
     counts = _confusion(labels, predicted, classes, weights)
     recalls = _ratio(np.einsum("kkb->kb", counts), counts.sum(axis=1))
-    present = np.isfinite(recalls)
-    return _ratio(np.where(present, recalls, 0).sum(axis=0), np.where(present.sum(axis=0) > 1, present.sum(axis=0), 0))
+    present = np.isfinite(recalls).sum(axis=0)
+    return np.where(present > 1, _ratio(np.nansum(recalls, axis=0), present), np.nan)
 
 
 def kappa(
     labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray, quadratic: bool = False
 ) -> np.ndarray:
-    """Cohen's kappa of class indices (N,): agreement beyond chance.
+    """Cohen's kappa of class indices (N,), agreement beyond chance, where the cases have two classes at least.
 
     Args:
         quadratic: count a disagreement by the square of its distance, for classes that have an order.
@@ -60,7 +75,8 @@ def kappa(
     expected = np.einsum("ib,jb->ijb", counts.sum(axis=1), counts.sum(axis=0))
     total = counts.sum(axis=(0, 1))
     observed, by_chance = (np.einsum("ij,ijb->b", cost.astype(np.float64), table) for table in (counts, expected))
-    return 1 - _ratio(observed * total, by_chance)
+    several = (counts.sum(axis=1) > 0).sum(axis=0) > 1
+    return np.where(several, 1 - _ratio(observed * total, by_chance), np.nan)
 
 
 def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:
