@@ -4,100 +4,36 @@ python recipes/chestxray.py --data-dir DIR --prepare-only
 accelerate launch recipes/chestxray.py --data-dir DIR --config recipes/configs/paper_chestxray14.yaml
 """
 
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import datasets
-import joblib
-from finetune.data.images import ImageData
-from finetune.errors import InputError, exit_on_input_error
-from finetune.options import Options, parse_options
+from finetune.errors import exit_on_input_error
+from finetune.options import parse_options
 from finetune.reports.chestxray14 import chestxray_sections
-from finetune.sources.chestxray14 import NAME, chestxray_data
-from finetune.sources.nih_hub import read_nih_hub
-from finetune.sources.nih_tree import read_boxes, read_nih_tree
+from finetune.sources.chestxray14 import ChestXrayOptions, check_chestxray14, load_chestxray14
+from finetune.sources.nih_labels import NAME
+from finetune.sources.nih_tree import read_boxes
 from finetune.trial import run_trial
-
-
-@dataclass(kw_only=True)
-class ChestXrayOptions(Options):
-    """Fine-tune a timm CNN on ChestX-ray14, with and without in-model merging, from the same backbone."""
-
-    hub: str | None = None
-    """In place of --data-dir: a parquet data set on the hub such as timm/nih-chest-xray-14, or a folder of one."""
-    hub_revision: str = "main"
-    """Branch, tag or commit on the hub; the commit is recorded."""
-    image_size: int = 224
-    """Side of what the model sees of a prepared image: a random crop in training, the middle elsewhere."""
-    prepare_size: int | None = None
-    """Side that the images are prepared at. None: 8/7 of --image-size. Equal to --image-size: resized without crop."""
-    prepared_dir: Path | None = None
-    """Where prepared images are kept. None: beside the caches of the datasets library (HF_DATASETS_CACHE)."""
-    prepare_workers: int | None = None
-    """Processes that decode images while preparing. None: one per core."""
-    prepare_only: bool = False
-    """Prepare the images and stop. On several machines do this on each before the launch."""
-    allow_missing: bool = False
-    """Go on without images that are missing or can't be read."""
-    val_fraction: float = 0.125
-    """Share of the patients of the official training list that are held out for validation."""
-    hflip: float = 0.5
-    """Probability of a horizontal flip of a training image."""
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe with these arguments, by default those of the command line."""
-    exit_on_input_error(lambda: _run(argv))
+    exit_on_input_error(lambda: _run(parse_options(ChestXrayOptions, argv)))
 
 
-def _run(argv: list[str] | None) -> None:
-    options = parse_options(ChestXrayOptions, argv)
-    _check(options)
+def _run(options: ChestXrayOptions) -> None:
+    check_chestxray14(options)
     if options.prepare_only:
-        data = _load(options)
+        data = load_chestxray14(options)
         counts = [f"{len(split):,} in {part}" for part, split in data.splits.items()]
         print(f"{NAME} is prepared: {', '.join(counts)}")
         return
     findings = read_boxes(options.data_dir) if options.data_dir else None
     run_trial(
         options,
-        lambda: _load(options),
+        lambda: load_chestxray14(options),
         f"{NAME}-{options.model}",
         main_first=False,
         add_sections=partial(chestxray_sections, findings=findings),
-    )
-
-
-def _check(options: ChestXrayOptions) -> None:
-    if (options.data_dir is None) == (options.hub is None):
-        raise InputError("give either --data-dir, the folder of NIH's files, or --hub, a parquet data set")
-    if options.hub_revision != "main" and options.hub is None:
-        raise InputError("--hub-revision has no effect without --hub: leave it out")
-    if options.prepare_size is not None and options.prepare_size < options.image_size:
-        raise InputError(
-            f"--prepare-size {options.prepare_size} is less than --image-size {options.image_size}: choose a larger one"
-        )
-    if options.prepare_workers is not None and options.prepare_workers < 0:
-        raise InputError(f"--prepare-workers must be at least 0, not {options.prepare_workers}")
-    if not 0 < options.val_fraction < 1:
-        raise InputError(f"--val-fraction must be between 0 and 1, not {options.val_fraction}")
-
-
-def _load(options: ChestXrayOptions) -> ImageData:
-    if options.hub is None:
-        xrays = read_nih_tree(options.data_dir, options.allow_missing)
-    else:
-        xrays = read_nih_hub(options.hub, options.hub_revision)
-    return chestxray_data(
-        xrays,
-        prepared_dir=options.prepared_dir or Path(datasets.config.HF_DATASETS_CACHE) / "inmerge_optim",
-        prepare_size=options.prepare_size or round(options.image_size * 8 / 7),
-        image_size=options.image_size,
-        workers=joblib.cpu_count() if options.prepare_workers is None else options.prepare_workers,
-        val_fraction=options.val_fraction,
-        split_seed=options.split_seed,
-        allow_missing=options.allow_missing,
     )
 
 

@@ -9,15 +9,16 @@ import traceback
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import medmnist2d
 from finetune.errors import InputError, exit_on_input_error, is_main_process
 from finetune.files import write_json
 from finetune.options import parse_options
 from finetune.runs.settings import check_run_folder
+from finetune.sources.named import check_dataset, load_dataset
+from finetune.sources.source import DatasetOptions
 from finetune.training.arms import check_arms
 from finetune.training.models import check_model_name
+from finetune.trial import run_trial
 from finetune.zoo import count_expected_merges, error_file, errors_of, write_zoo
-from medmnist2d import MedMNISTOptions, check_dataset
 from tyro.conf import Suppress
 
 # What the paper gives as L_s.
@@ -25,7 +26,7 @@ PAPER_SKIP_LAYERS = {"vgg16": 10, "vgg19": 10, "resnet34": 30}
 
 
 @dataclass(kw_only=True)
-class ZooOptions(MedMNISTOptions):
+class ZooOptions(DatasetOptions):
     """Run the paired trial for every model on every 2D data set of MedMNIST, each over all seeds; a stopped zoo goes on
     by the same command.
     """
@@ -71,7 +72,7 @@ def _run(argv: list[str] | None) -> list[str]:
     return [name for name in errors_of(options.output) if name in names]
 
 
-def _cells(options: ZooOptions) -> list[MedMNISTOptions]:
+def _cells(options: ZooOptions) -> list[DatasetOptions]:
     """The options of each trial: those of medmnist2d.py, so that it and report.py can take any of the run folders."""
     for name, values in (("models", options.models), ("datasets", options.datasets)):
         if not values:
@@ -83,31 +84,31 @@ def _cells(options: ZooOptions) -> list[MedMNISTOptions]:
     check_arms(options)
     for model in options.models:
         check_model_name(model)
-    shared = {field.name: getattr(options, field.name) for field in fields(MedMNISTOptions)}
+    shared = {field.name: getattr(options, field.name) for field in fields(DatasetOptions)}
     cells = []
     for dataset in options.datasets:
         for model in options.models:
             skip = options.skip_layers
             if skip is None:
-                skip = PAPER_SKIP_LAYERS.get(model.partition(".")[0], MedMNISTOptions.skip_layers)
-            cell = MedMNISTOptions(**shared | {"dataset": dataset, "model": model, "skip_layers": skip})
+                skip = PAPER_SKIP_LAYERS.get(model.partition(".")[0], DatasetOptions.skip_layers)
+            cell = DatasetOptions(**shared | {"dataset": dataset, "model": model, "skip_layers": skip})
             check_dataset(cell)
             cells.append(replace(cell, output=options.output / f"{dataset}-{model}", config=None))
     return cells
 
 
-def _shard(text: str, cells: list[MedMNISTOptions]) -> list[MedMNISTOptions]:
+def _shard(text: str, cells: list[DatasetOptions]) -> list[DatasetOptions]:
     found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
     if not found or int(found[1]) > int(found[2]):
         raise InputError(f"--shard {text} must be i/n with i from 1 to n, such as 1/4")
     return cells[int(found[1]) - 1 :: int(found[2])]
 
 
-def _run_cell(cell: MedMNISTOptions) -> None:
+def _run_cell(cell: DatasetOptions) -> None:
     """Run a trial or what is left of it; if it fails its error is written down, and the next call tries it again."""
     error = error_file(cell.output)
     try:
-        medmnist2d.run(cell, add_sections=count_expected_merges)
+        run_trial(cell, lambda: load_dataset(cell), cell.output.name, add_sections=count_expected_merges)
     except Exception as reason:  # whatever a model, a device or a data set raises: the other cells go on
         sentence = str(reason).strip() or type(reason).__name__
         print(f"{cell.output.name} failed: {sentence}", flush=True)

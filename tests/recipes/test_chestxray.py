@@ -12,7 +12,7 @@ import pytest
 from finetune.options import parse_options
 from finetune.runs.results import read_predictions
 from finetune.runs.sections import read_sections
-from finetune.sources.chestxray14 import LABELS
+from finetune.sources.nih_labels import LABELS
 from sklearn.metrics import roc_auc_score
 from small_runs import run_recipe
 from small_trees import case_names, image_path, make_tree, write_boxes

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import datasets
 import numpy as np
@@ -28,26 +28,14 @@ from tqdm import tqdm
 
 from ..errors import InputError, is_main_process
 from ..files import PARTIAL, flush
+from .catalogue import PARTS, Catalogue, EncodedImages, check_complete
+from .images import ImageData, Split
 
 SHARD = 512
 FEATURES = datasets.Features({"image": datasets.Value("binary")})
 _BATCH = 64
 _FORM = "grey, PIL bilinear, 1"
 _MODES_OF_8_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
-
-
-class ImageSource(Protocol):
-    """Encoded images in a fixed order."""
-
-    def __len__(self) -> int: ...
-
-    def key(self, row: int) -> str:
-        """What tells this image from any other, and from itself before a change."""
-        ...
-
-    def read(self, row: int) -> bytes | None:
-        """The encoded file, or None when there is none."""
-        ...
 
 
 class PreparedImages:
@@ -76,7 +64,71 @@ class PreparedImages:
         return self._data.data.column("image").is_null().to_numpy()[self._rows]
 
 
-def prepare(source: ImageSource, side: int, folder: Path, workers: int) -> PreparedImages:
+def prepared_data(
+    catalogue: Catalogue, *, prepared_dir: Path, prepare_size: int, image_size: int, workers: int, allow_missing: bool
+) -> ImageData:
+    """Prepare the images of a catalogue, or find them prepared.
+
+    Args:
+        prepared_dir: the folder of all prepared images.
+        prepare_size: side of the prepared squares.
+        image_size: side of what the model sees of them.
+        workers: processes that decode; 0: this one.
+        allow_missing: go on without images that are missing or can't be read.
+    """
+    _check_parts(catalogue.name, {part: catalogue.rows(part) for part in PARTS})
+    folder = prepared_dir / f"{catalogue.name}-{prepare_size}px"
+    images = prepare(catalogue.images, prepare_size, folder, workers)
+    absent = images.absent()
+    left_out = [catalogue.cases[row] for row in np.flatnonzero(absent)]
+    check_complete(left_out, len(catalogue.cases), "can't be read as 8-bit images", allow_missing)
+    rows = {part: (found := catalogue.rows(part))[~absent[found]] for part in PARTS}
+    _check_parts(catalogue.name, rows)
+    splits = {part: _split(catalogue, images, found) for part, found in rows.items()}
+    return ImageData(
+        catalogue.name,
+        catalogue.task,
+        **splits,
+        image_size=image_size,
+        files={**catalogue.files, "cases": catalogue.checksum(np.concatenate(list(rows.values())).tolist())},
+        description={
+            **catalogue.description,
+            "prepare_size": prepare_size,
+            "image_size": image_size,
+            "left_out": left_out,
+            "splits": {part: _counts(catalogue, split) for part, split in splits.items()},
+        },
+    )
+
+
+def _check_parts(name: str, rows: dict[str, np.ndarray]) -> None:
+    for part, found in rows.items():
+        if not len(found):
+            raise InputError(f"{name} has no image in its {part} split: all of {', '.join(rows)} are needed")
+
+
+def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Split:
+    return Split(
+        images=images.select(rows),
+        labels=catalogue.labels[rows],
+        cases=[catalogue.cases[row] for row in rows],
+        patients=catalogue.patients and [catalogue.patients[row] for row in rows],
+        subgroups={name: [values[row] for row in rows] for name, values in catalogue.subgroups.items()},
+    )
+
+
+def _counts(catalogue: Catalogue, split: Split) -> dict[str, Any]:
+    """Images, patients where they are known, and cases per class or label, of a multi-label task also those of none."""
+    task, labels = catalogue.task, split.labels
+    found = labels.sum(axis=0) if task.multi_label else np.bincount(labels, minlength=len(task.classes))
+    counts = dict(zip(task.classes, found.tolist(), strict=True))
+    if task.multi_label:
+        counts["none"] = int((labels.sum(axis=1) == 0).sum())
+    patients = None if split.patients is None else len(set(split.patients))
+    return {"images": len(split), "patients": patients, "labels": counts}
+
+
+def prepare(source: EncodedImages, side: int, folder: Path, workers: int) -> PreparedImages:
     """Decode and resize the images that the folder doesn't hold yet, and open them all.
 
     Args:
@@ -109,7 +161,7 @@ def grey_square(encoded: bytes, side: int) -> bytes | None:
     return None
 
 
-def _files(source: ImageSource, side: int, folder: Path) -> dict[Path, range]:
+def _files(source: EncodedImages, side: int, folder: Path) -> dict[Path, range]:
     """The files that the source becomes, and their rows."""
     files = {}
     for start in range(0, len(source), SHARD):
@@ -123,7 +175,7 @@ def _files(source: ImageSource, side: int, folder: Path) -> dict[Path, range]:
 class _GreySquares(Dataset):
     """The decoded images, for a loader's worker processes."""
 
-    def __init__(self, source: ImageSource, side: int) -> None:
+    def __init__(self, source: EncodedImages, side: int) -> None:
         self.source, self.side = source, side
 
     def __getitem__(self, row: int) -> bytes | None:
@@ -142,7 +194,7 @@ def _end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write(files: dict[Path, range], source: ImageSource, side: int, workers: int) -> None:
+def _write(files: dict[Path, range], source: EncodedImages, side: int, workers: int) -> None:
     """Write the files one after the other, from batches that the workers decode in order."""
     batches = [rows[start : start + _BATCH] for rows in files.values() for start in range(0, len(rows), _BATCH)]
     squares = _GreySquares(source, side)

@@ -1,162 +1,74 @@
-"""ChestX-ray14 as a data set of the trial, from whichever source: labels, splits, and prepared images."""
+"""ChestX-ray14 as a source: its options, their check, and loading."""
 
-import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from sklearn.model_selection import GroupShuffleSplit
+import datasets
+import joblib
 
-from ..data.images import ImageData, Split
-from ..data.prepared import ImageSource, prepare
-from ..data.tasks import Task
+from ..data.catalogue import check_patients, hold_out
+from ..data.images import ImageData
+from ..data.prepared import prepared_data
 from ..errors import InputError
-
-NAME = "chestxray14"
-# In the order of the paper's table, spelt as in NIH's label file.
-LABELS = (
-    "Atelectasis",
-    "Cardiomegaly",
-    "Effusion",
-    "Infiltration",
-    "Mass",
-    "Nodule",
-    "Pneumonia",
-    "Pneumothorax",
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Pleural_Thickening",
-    "Hernia",
-)
-NO_FINDING = "No Finding"
-_SPELLINGS = {"Pleural Thickening": "Pleural_Thickening", "Infiltrate": "Infiltration"}
+from ..options import Options
+from .nih_hub import read_nih_hub
+from .nih_tree import read_nih_tree
 
 
-@dataclass(frozen=True)
-class ChestXrays:
-    """The images of both official lists.
+@dataclass(kw_only=True)
+class ChestXrayOptions(Options):
+    """Fine-tune a timm CNN on ChestX-ray14, with and without in-model merging, from the same backbone."""
 
-    Attributes:
-        cases: file names, unique.
-        patients: whose image each is.
-        labels: 0 and 1, int64 (N, 14).
-        test: which belong to the official test set, bool (N,).
-        images: the encoded images, in the same order.
-        subgroups: per property, such as sex, the value of each image, None where it is not known.
-        files: checksum per source file.
-        description: where the labels come from, for the run folder.
-    """
+    hub: str | None = None
+    """In place of --data-dir: a parquet data set on the hub such as timm/nih-chest-xray-14, or a folder of one."""
+    hub_revision: str = "main"
+    """Branch, tag or commit on the hub; the commit is recorded."""
+    image_size: int = 224
+    """Side of what the model sees of a prepared image: a random crop in training, the middle elsewhere."""
+    prepare_size: int | None = None
+    """Side that the images are prepared at. None: 8/7 of --image-size. Equal to --image-size: resized without crop."""
+    prepared_dir: Path | None = None
+    """Where prepared images are kept. None: beside the caches of the datasets library (HF_DATASETS_CACHE)."""
+    prepare_workers: int | None = None
+    """Processes that decode images while preparing. None: one per core."""
+    prepare_only: bool = False
+    """Prepare the images and stop. On several machines do this on each before the launch."""
+    allow_missing: bool = False
+    """Go on without images that are missing or can't be read."""
+    val_fraction: float = 0.125
+    """Share of the patients of the official training list that are held out for validation."""
+    hflip: float = 0.5
+    """Probability of a horizontal flip of a training image."""
 
-    cases: list[str]
-    patients: list[str]
-    labels: np.ndarray
-    test: np.ndarray
-    images: ImageSource
-    files: dict[str, str]
-    description: dict[str, Any]
-    subgroups: dict[str, list[str | None]] = field(default_factory=dict)
 
-
-def label_row(names: Iterable[str], where: str) -> list[int]:
-    """0 and 1 per label of LABELS, for the names that an image has; "No Finding" is none of them."""
-    found = {_SPELLINGS.get(name, name) for name in names} - {NO_FINDING}
-    unknown = found.difference(LABELS)
-    if unknown:
+def check_chestxray14(options: ChestXrayOptions) -> None:
+    """Refuse options that contradict each other or are out of range."""
+    if (options.data_dir is None) == (options.hub is None):
+        raise InputError("give either --data-dir, the folder of NIH's files, or --hub, a parquet data set")
+    if options.hub_revision != "main" and options.hub is None:
+        raise InputError("--hub-revision has no effect without --hub: leave it out")
+    if options.prepare_size is not None and options.prepare_size < options.image_size:
         raise InputError(
-            f"{where} has the label {sorted(unknown)[0]!r}: expected {NO_FINDING!r} or any of {', '.join(LABELS)}"
+            f"--prepare-size {options.prepare_size} is less than --image-size {options.image_size}: choose a larger one"
         )
-    return [int(label in found) for label in LABELS]
+    if options.prepare_workers is not None and options.prepare_workers < 0:
+        raise InputError(f"--prepare-workers must be at least 0, not {options.prepare_workers}")
+    if not 0 < options.val_fraction < 1:
+        raise InputError(f"--val-fraction must be between 0 and 1, not {options.val_fraction}")
 
 
-def chestxray_data(
-    xrays: ChestXrays,
-    *,
-    prepared_dir: Path,
-    prepare_size: int,
-    image_size: int,
-    workers: int,
-    val_fraction: float,
-    split_seed: int,
-    allow_missing: bool,
-) -> ImageData:
-    """Prepare the images, or find them prepared, and split them.
-
-    Args:
-        prepared_dir: the folder of all prepared images.
-        prepare_size: side of the prepared squares.
-        image_size: side of what the model sees of them.
-        val_fraction: share of the patients of the training list that are held out for validation.
-        allow_missing: go on without images that are missing or can't be read.
-    """
-    splits = _split_rows(xrays, val_fraction, split_seed)
-    images = prepare(xrays.images, prepare_size, prepared_dir / f"{NAME}-{prepare_size}px", workers)
-    absent = images.absent()
-    left_out = [xrays.cases[row] for row in np.flatnonzero(absent)]
-    check_complete(left_out, len(xrays.cases), "can't be read as 8-bit images", allow_missing)
-
-    def split(rows: np.ndarray) -> Split:
-        return Split(
-            images.select(rows),
-            xrays.labels[rows],
-            [xrays.cases[row] for row in rows],
-            [xrays.patients[row] for row in rows],
-            {name: [values[row] for row in rows] for name, values in xrays.subgroups.items()},
-        )
-
-    parts = {}
-    for part, rows in splits.items():
-        parts[part] = split(rows[~absent[rows]])
-        if not len(parts[part]):
-            raise InputError(f"no image is left in the {part} split of {NAME}: more images are needed")
-    used = "\n".join(case for split in parts.values() for case in split.cases)
-    files = {**xrays.files, "cases": hashlib.sha256(used.encode()).hexdigest()}
-    description = {
-        **xrays.description,
-        "prepare_size": prepare_size,
-        "image_size": image_size,
-        "left_out": left_out,
-        "splits": {part: _counts(parts[part]) for part in parts},
-    }
-    return ImageData(
-        NAME, Task("multi-label", LABELS), **parts, image_size=image_size, files=files, description=description
+def load_chestxray14(options: ChestXrayOptions) -> ImageData:
+    """The official test list, and the other one split by patient, with the images prepared."""
+    if options.hub is None:
+        catalogue = read_nih_tree(options.data_dir, options.allow_missing)
+    else:
+        catalogue = read_nih_hub(options.hub, options.hub_revision)
+    check_patients(catalogue)
+    return prepared_data(
+        hold_out(catalogue, "val", options.val_fraction, options.split_seed),
+        prepared_dir=options.prepared_dir or Path(datasets.config.HF_DATASETS_CACHE) / "inmerge_optim",
+        prepare_size=options.prepare_size or round(options.image_size * 8 / 7),
+        image_size=options.image_size,
+        workers=joblib.cpu_count() if options.prepare_workers is None else options.prepare_workers,
+        allow_missing=options.allow_missing,
     )
-
-
-def check_complete(lacking: Sequence[str], total: int, state: str, allow_missing: bool) -> None:
-    """Refuse images that are missing or can't be read, unless that is allowed."""
-    if lacking and not allow_missing:
-        more = f" and {len(lacking) - 5:,} more" if len(lacking) > 5 else ""
-        raise InputError(
-            f"{len(lacking):,} of {total:,} images {state} ({', '.join(lacking[:5])}{more}): get them again, or go on "
-            "without them with --allow-missing"
-        )
-
-
-def _split_rows(xrays: ChestXrays, val_fraction: float, split_seed: int) -> dict[str, np.ndarray]:
-    """The official test list, and the other one split by patient; missing images change nobody's split."""
-    patients = np.array(xrays.patients)
-    test, rest = np.flatnonzero(xrays.test), np.flatnonzero(~xrays.test)
-    shared = np.intersect1d(patients[test], patients[rest])
-    if len(shared):
-        raise InputError(
-            f"the test split shares {len(shared):,} patients with the others ({', '.join(shared[:5])}): expected the "
-            "official lists, which share none"
-        )
-    if not len(test) or len(np.unique(patients[rest])) < 2:
-        raise InputError(f"{NAME} has {len(rest)} images to train on and {len(test)} to test on: both are needed")
-    shuffle = GroupShuffleSplit(n_splits=1, test_size=val_fraction, random_state=split_seed)
-    train, val = next(shuffle.split(rest, groups=patients[rest]))
-    return {"train": rest[train], "val": rest[val], "test": test}
-
-
-def _counts(split: Split) -> dict[str, Any]:
-    positive = split.labels.sum(axis=0).tolist()
-    return {
-        "images": len(split),
-        "patients": len(set(split.patients)),
-        "labels": dict(zip(LABELS, positive, strict=True)) | {NO_FINDING: int((split.labels.sum(axis=1) == 0).sum())},
-    }

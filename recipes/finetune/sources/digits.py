@@ -6,6 +6,8 @@ from sklearn.model_selection import train_test_split
 
 from ..data.images import ImageData, Split, resize
 from ..data.tasks import Task
+from ..errors import InputError
+from .source import DatasetOptions, Source
 
 
 def load_digits_data(image_size: int, split_seed: int) -> ImageData:
@@ -22,3 +24,15 @@ def load_digits_data(image_size: int, split_seed: int) -> ImageData:
         return Split(resize(images[rows], image_size), labels[rows], [str(row) for row in rows])
 
     return ImageData("digits", Task("multi-class", tuple("0123456789")), split(train), split(val), split(test))
+
+
+def _check(options: DatasetOptions) -> None:
+    if options.source_size != 28 or options.data_dir or options.allow_modified:
+        raise InputError("--source-size, --data-dir and --allow-modified have no effect on digits: leave them out")
+
+
+def _load(options: DatasetOptions) -> ImageData:
+    return load_digits_data(options.image_size or 28, options.split_seed)
+
+
+DIGITS = Source(_check, _load)

@@ -13,6 +13,7 @@ from torchvision.datasets.utils import calculate_md5
 from ..data.images import ImageData, Split, resize
 from ..data.tasks import Kind, Task
 from ..errors import InputError, is_main_process
+from .source import DatasetOptions, Source
 
 KINDS: dict[str, Kind] = {
     "binary-class": "binary",
@@ -127,3 +128,20 @@ def _evaluator_scores(name: str, size: int, root: Path, probabilities: np.ndarra
         "medmnist_auc": float(auc) if np.isfinite(auc) else None,
         "medmnist_acc": float(accuracy) if np.isfinite(accuracy) else None,
     }
+
+
+def _check(options: DatasetOptions) -> None:
+    if options.split_seed and options.limit_train is None:
+        raise InputError(
+            f"--split-seed has no effect on {options.dataset}, which has official splits, without --limit-train: leave "
+            "it out"
+        )
+
+
+def _load(options: DatasetOptions) -> ImageData:
+    return load_medmnist(
+        options.dataset, options.source_size, options.image_size, options.data_dir, options.allow_modified
+    )
+
+
+MEDMNIST = Source(_check, _load)

@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow.compute as pc
 from huggingface_hub import HfApi
 
+from ..data.catalogue import Catalogue
 from ..errors import InputError
-from .chestxray14 import ChestXrays, label_row
+from .nih_labels import NAME, TASK, label_row
 
 _COLUMNS = ["image", "patient_id", "labels"]
 
@@ -34,7 +35,7 @@ class HubImages:
         return None if image is None else image["bytes"]
 
 
-def read_nih_hub(name: str, revision: str) -> ChestXrays:
+def read_nih_hub(name: str, revision: str) -> Catalogue:
     """Load a data set with the columns image, patient_id and labels (a list of names per image).
 
     Its split "test" is the official test list, and all others together are the rest.
@@ -61,11 +62,13 @@ def read_nih_hub(name: str, revision: str) -> ChestXrays:
     parts = [*sorted(set(splits) - {"test"}), "test"]
     data = datasets.concatenate_datasets([splits[part].select_columns(_COLUMNS) for part in parts])
     data = data.cast_column("image", datasets.Image(decode=False))
-    return ChestXrays(
+    return Catalogue(
+        name=NAME,
+        task=TASK,
         cases=_cases(data),
         patients=[str(patient) for patient in data["patient_id"]],
         labels=_labels(data, name),
-        test=np.arange(len(data)) >= len(data) - len(splits["test"]),
+        split=np.repeat(["train"] * (len(parts) - 1) + ["test"], [len(splits[part]) for part in parts]),
         images=HubImages(data, f"{name} {version}"),
         files={name: version},
         description={"hub": name, "revision": version},

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.catalogue import Catalogue, ImageFiles, check_complete
 from ..data.images import BoxedFinding
 from ..errors import InputError
 from ..files import sha256_of
-from .chestxray14 import ChestXrays, check_complete, label_row
+from .nih_labels import NAME, TASK, label_row
 
 # NIH's corrected labels come first: of two files that one is read.
 LABEL_FILES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
@@ -23,28 +24,7 @@ _BOX_SIDE = 1024
 _AGE_BANDS = ((17, "0-17"), (39, "18-39"), (64, "40-64"), (100, "65-100"))
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """Image files, each by its path, or None where there is none, and by what tells it from a changed one."""
-
-    paths: list[str | None]
-    keys: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def key(self, row: int) -> str:
-        return self.keys[row]
-
-    def read(self, row: int) -> bytes | None:
-        path = self.paths[row]
-        try:
-            return None if path is None else Path(path).read_bytes()
-        except OSError:
-            return None
-
-
-def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
+def read_nih_tree(folder: Path, allow_missing: bool) -> Catalogue:
     """Read labels and official lists, and find the images, in images_001/images ... images_012/images or images/.
 
     Of Data_Entry_2017.csv and Data_Entry_2017_v2020.csv the latter is read where both are there. Images that are in
@@ -70,11 +50,13 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> ChestXrays:
         missing, len(cases), f"are neither in {folder}/images_*/images nor in {folder}/images", allow_missing
     )
     files = {path.name: sha256_of(path) for path in (label_file, folder / TRAIN_LIST, folder / TEST_LIST)}
-    return ChestXrays(
+    return Catalogue(
+        name=NAME,
+        task=TASK,
         cases=cases,
         patients=[entries[case].patient for case in cases],
         labels=np.array([entries[case].labels for case in cases], dtype=np.int64),
-        test=np.array([case in listed[TEST_LIST] for case in cases]),
+        split=np.array(["test" if case in listed[TEST_LIST] else "train" for case in cases]),
         images=images,
         files=files,
         description={"label_file": label_file.name, "sha256": files[label_file.name]},

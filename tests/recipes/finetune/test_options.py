@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 from finetune.options import as_plain, parse_options
-from medmnist2d import MedMNISTOptions
+from finetune.sources.source import DatasetOptions
 
 CONFIGS = Path(__file__).parents[3] / "recipes" / "configs"
 
 
-def parse(*argv: str) -> MedMNISTOptions:
-    return parse_options(MedMNISTOptions, list(argv))
+def parse(*argv: str) -> DatasetOptions:
+    return parse_options(DatasetOptions, list(argv))
 
 
 def test_config_values_get_the_types_of_their_options(tmp_path: Path) -> None:

@@ -64,3 +64,12 @@ def test_imports_inside_are_relative(module: str) -> None:
     """So that the package can be installed under another name."""
     nodes = [node for node in ast.walk(ast.parse(MODULES[module].read_text())) if isinstance(node, ast.ImportFrom)]
     assert not [node.module for node in nodes if not node.level and (node.module or "").startswith("finetune")]
+
+
+def test_recipes_import_no_recipe() -> None:
+    recipes = {path.stem: ast.parse(path.read_text()) for path in RECIPES.glob("*.py")}
+    for tree in recipes.values():
+        nodes = list(ast.walk(tree))
+        names = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        names |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        assert not names & recipes.keys()

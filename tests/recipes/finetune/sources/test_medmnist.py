@@ -1,39 +1,10 @@
-"""Images and splits from their sources."""
+"""The files of MedMNIST."""
 
 from __future__ import annotations
 
 import medmnist
 import numpy as np
-from finetune.data.images import resize
-from finetune.sources.digits import load_digits_data
 from finetune.sources.medmnist import load_medmnist
-from PIL import Image
-
-
-def test_resize_equals_pil() -> None:
-    """Up and down, every pixel within one grey level of PIL's bilinear, antialiased resize."""
-    images = np.random.default_rng(0).integers(0, 256, (5, 3, 28, 28), dtype=np.uint8)
-    for size in (16, 64):
-        found = resize(images, size, chunk=2)
-        expected = [
-            np.asarray(Image.fromarray(image.transpose(1, 2, 0)).resize((size, size), Image.Resampling.BILINEAR))
-            for image in images
-        ]
-        difference = np.abs(found.transpose(0, 2, 3, 1).astype(int) - np.stack(expected).astype(int))
-        assert difference.max() <= 1
-    assert resize(images, 28) is images
-
-
-def test_digits_are_split_once_by_class() -> None:
-    """No image twice, none lost, the classes balanced; the split depends on its own seed alone."""
-    data, again, other = (load_digits_data(8, seed) for seed in (0, 0, 1))
-    cases = [case for split in (data.train, data.val, data.test) for case in split.cases]
-    assert sorted(map(int, cases)) == list(range(1797))
-    assert data.test.cases == again.test.cases != other.test.cases
-    for split in (data.train, data.val, data.test):
-        assert np.bincount(split.labels).min() > 0.09 * len(split)
-    assert data.train.images.shape[1:] == (1, 8, 8)
-    assert data.train.images.max() == 255
 
 
 def test_medmnist_files_are_read_as_the_package_reads_them(shared_file) -> None:

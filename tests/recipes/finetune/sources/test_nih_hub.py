@@ -7,9 +7,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from finetune.data.catalogue import hold_out
+from finetune.data.prepared import prepared_data
 from finetune.errors import InputError
-from finetune.sources.chestxray14 import LABELS, chestxray_data
 from finetune.sources.nih_hub import read_nih_hub
+from finetune.sources.nih_labels import LABELS
 from finetune.sources.nih_tree import read_nih_tree
 from small_trees import make_tree
 
@@ -32,7 +34,7 @@ def write_parquet(tree: Path, folder: Path, *, labels: datasets.features.List, p
     xrays = read_nih_tree(tree, allow_missing=False)
     features = datasets.Features({"image": datasets.Image(), "patient_id": datasets.Value("int64"), "labels": labels})
     (folder / "data").mkdir(parents=True)
-    for part, rows in (("train", np.flatnonzero(~xrays.test)), ("test", np.flatnonzero(xrays.test))):
+    for part, rows in (("train", xrays.rows("train")), ("test", xrays.rows("test"))):
         table = {
             "image": [{"bytes": xrays.images.read(row), "path": xrays.cases[row] if paths else None} for row in rows],
             "patient_id": [int(xrays.patients[row]) for row in rows],
@@ -47,10 +49,12 @@ def write_parquet(tree: Path, folder: Path, *, labels: datasets.features.List, p
 def test_the_same_data_as_from_the_tree(tree: Path, tmp_path: Path, labels: datasets.features.List) -> None:
     """Cases, patients, labels, splits and pixels."""
     folder = write_parquet(tree, tmp_path / "hub", labels=labels)
-    settings = {"prepare_size": 16, "image_size": 14, "workers": 0, "val_fraction": 0.125, "split_seed": 0}
-    settings |= {"allow_missing": False}
-    from_tree = chestxray_data(read_nih_tree(tree, False), prepared_dir=tmp_path / "of tree", **settings)
-    from_hub = chestxray_data(read_nih_hub(str(folder), "main"), prepared_dir=tmp_path / "of hub", **settings)
+    settings = {"prepare_size": 16, "image_size": 14, "workers": 0, "allow_missing": False}
+    catalogues = (read_nih_tree(tree, allow_missing=False), read_nih_hub(str(folder), "main"))
+    from_tree, from_hub = (
+        prepared_data(hold_out(catalogue, "val", 0.125, seed=0), prepared_dir=tmp_path / name, **settings)
+        for name, catalogue in zip(("of tree", "of hub"), catalogues, strict=True)
+    )
     for part, split in from_hub.splits.items():
         expected = from_tree.splits[part]
         assert split.cases == expected.cases
@@ -64,7 +68,7 @@ def test_images_without_names_are_named_by_row(tree: Path, tmp_path: Path) -> No
     folder = write_parquet(tree, tmp_path / "hub", labels=datasets.List(NAMES), paths=False)
     xrays = read_nih_hub(str(folder), "main")
     assert xrays.cases == [str(row) for row in range(60)]
-    assert xrays.test.sum() == 20
+    assert (xrays.split == "test").sum() == 20
 
 
 def test_the_commit_is_loaded_and_recorded(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pandas
 import pytest
 from finetune.data.images import ImageData
 from finetune.errors import InputError
-from finetune.sources.chestxray14 import LABELS, chestxray_data
+from finetune.sources.chestxray14 import ChestXrayOptions, load_chestxray14
+from finetune.sources.nih_labels import LABELS
 from finetune.sources.nih_tree import age_band, read_boxes, read_nih_tree
 from small_trees import HEADER, case_names, image_path, make_tree, write_boxes, write_labels, write_lists
 
@@ -22,9 +23,9 @@ def tree(tmp_path: Path) -> Path:
 
 
 def load(tree: Path, prepared_dir: Path, allow_missing: bool = False, **options: float) -> ImageData:
-    settings = {"prepare_size": 16, "image_size": 14, "workers": 0, "val_fraction": 0.125, "split_seed": 0, **options}
-    xrays = read_nih_tree(tree, allow_missing)
-    return chestxray_data(xrays, prepared_dir=prepared_dir, allow_missing=allow_missing, **settings)
+    settings = {"prepare_size": 16, "image_size": 14, "prepare_workers": 0, **options}
+    folders = {"data_dir": tree, "prepared_dir": prepared_dir}
+    return load_chestxray14(ChestXrayOptions(**folders, allow_missing=allow_missing, **settings))
 
 
 def cases_of(data: ImageData) -> dict[str, list[str]]:
@@ -47,7 +48,7 @@ def test_labels_agree_with_the_csv_for_every_image(shared_file) -> None:
     np.testing.assert_array_equal(xrays.labels.sum(axis=1) == 0, csv["Finding Labels"] == "No Finding")
     np.testing.assert_array_equal(xrays.patients, csv["Patient ID"].astype(str))
     listed = (folder / "test_list.txt").read_text().split()
-    assert {case for case, test in zip(xrays.cases, xrays.test, strict=True) if test} == set(listed)
+    assert {xrays.cases[row] for row in xrays.rows("test")} == set(listed)
 
 
 def test_subgroups_agree_with_the_csv_for_every_image(shared_file) -> None:
@@ -70,7 +71,7 @@ def test_boxes_agree_with_the_csv_and_all_are_of_test_images(shared_file) -> Non
         assert (finding.case, LABELS[finding.label]) == (case, name.replace("Infiltrate", "Infiltration"))
         np.testing.assert_allclose(finding.boxes * 1024, [[x, y, x + width, y + height]], atol=1e-9)
     xrays = read_nih_tree(folder, allow_missing=False)
-    test = {case: row for row, case in enumerate(xrays.cases) if xrays.test[row]}
+    test = {case: row for row, case in enumerate(xrays.cases) if xrays.split[row] == "test"}
     there = [finding for finding in findings if finding.case in xrays.cases]
     assert len({finding.case for finding in there}) == 91
     assert all(xrays.labels[test[finding.case], finding.label] for finding in there)
@@ -189,7 +190,7 @@ def test_the_run_folder_learns_the_counts(tree: Path, tmp_path: Path) -> None:
         assert counts["images"] == len(split)
         assert counts["patients"] == len(split) // 2
         assert counts["labels"]["Mass"] == split.labels[:, LABELS.index("Mass")].sum()
-        assert counts["labels"]["No Finding"] == (split.labels.sum(axis=1) == 0).sum()
+        assert counts["labels"]["none"] == (split.labels.sum(axis=1) == 0).sum()
 
 
 def test_missing_and_unreadable_images_are_named_or_left_out(tree: Path, tmp_path: Path) -> None:
@@ -269,7 +270,10 @@ def lists(train_val: slice, test: slice) -> Callable[[Path], None]:
         (lists(slice(0, 40), slice(40, 62)), "names 2 images that Data_Entry_2017.csv doesn't, such as 00000031_000"),
         (lists(slice(0, 41), slice(40, 60)), "share 1 images, such as 00000021_000.png"),
         (lists(slice(0, 41), slice(41, 60)), r"the test split shares 1 patients with the others \(21\)"),
-        (lists(slice(0, 60), slice(0)), "60 images to train on and 0 to test on"),
+        (
+            lists(slice(0, 60), slice(0)),
+            "chestxray14 has no image in its test split: all of train, val, test are needed",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
