@@ -23,10 +23,11 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
 
+from finetune.judging import weighted
 from finetune.judging.obuchowski_rockette import ErrorCovariances, compare, error_covariances, mean_covariances
 from finetune.judging.power import ALPHA
-from finetune.judging.verdict import MARGIN, Question, outcome_of
-from finetune.judging import weighted
+from finetune.judging.verdict import Question, outcome_of
+from finetune.options import MARGIN
 
 AUROC = 0.85
 WIDE_MARGIN = 0.05  # wide enough for equivalence to be found in small trials as well

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
 from .errors import InputError
-from .judging.intervals import Bootstrap, bootstrap
-from .judging.summary import summarise
-from .options import Options
+from .judging.intervals import bootstrap
+from .judging.metrics import as_thresholds
+from .judging.summary import Results, Rule, summarise
+from .options import MARGIN_CHOSEN, Options, as_plain
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.layout import REPORT, TENSORBOARD
-from .runs.results import read_test_probabilities
+from .runs.looks import read_looks, record_look
+from .runs.results import equal_weights, read_test_probabilities
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
+from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
 from .runs.summaries import read_summary, write_summary
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
@@ -65,7 +68,7 @@ def run_trial(
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)
-    summary = read_summary(run) if options.resume else None
+    summary = _judged(run, options) if options.resume else None
     if summary is None:
         with accelerator.main_process_first() if main_first else nullcontext():
             data = _limit_train(options, load_data())
@@ -81,10 +84,11 @@ def run_trial(
             stages = {arm: arm_stage(options, run, seed, arm) for arm in options.arms}
             results[seed] = {arm: run_stage(accelerator, options, data, stage) for arm, stage in stages.items()}
         if accelerator.is_main_process:
-            about = {"data": data.name, "classes": list(data.task.classes)}
-            summary = about | summarise(data.task.kind, results, _resampled_test(run, options, data))
+            record_look(run, options.seeds, options.arms, package_versions())
+            summary = _judge(run, options, data, results)
             if add_sections:
                 write_sections(run, add_sections(run, options, data, summary))
+            (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
             write_summary(run, summary)
     if accelerator.is_main_process:
         if not (run / REPORT).exists():
@@ -94,10 +98,26 @@ def run_trial(
     accelerator.end_training()
 
 
-def _resampled_test(run: Path, options: Options, data: ImageData) -> Bootstrap:
-    """The bootstrap over the test set, from the predictions in the run folder."""
+def _judged(run: Path, options: Options) -> dict[str, Any] | None:
+    """The summary of a run that has all seeds and arms that are asked for."""
+    summary = read_summary(run)
+    if summary is None or set(summary["seeds"]) != set(options.seeds) or set(summary["arms"]) != set(options.arms):
+        return None
+    return summary
+
+
+def _judge(run: Path, options: Options, data: ImageData, results: Results) -> dict[str, Any]:
+    """The content of summary.json, from the results and the predictions in the run folder."""
+    thresholds = {
+        arm: [as_thresholds(results[seed][arm]["thresholds"]) for seed in options.seeds] for arm in options.arms
+    }
     probabilities = read_test_probabilities(run, options.arms, options.seeds)
-    return bootstrap(data.task, data.test.labels, probabilities, data.test.patients)
+    resamples = bootstrap(data.task, data.test.labels, probabilities, data.test.patients, thresholds=thresholds)
+    identical = {pair for pair in permutations(options.arms, 2) if equal_weights(run, options.seeds, *pair)}
+    recorded = as_plain(options)
+    rule = Rule(options.primary_metric, recorded["margin"], recorded[MARGIN_CHOSEN], options.planned_seeds)
+    about = {"data": data.name, "classes": list(data.task.classes)}
+    return about | summarise(data.task.kind, results, resamples, rule, identical, len(read_looks(run)))
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

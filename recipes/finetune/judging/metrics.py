@@ -59,6 +59,11 @@ def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray)
     return {"f1": f1, "balanced_accuracy": balanced}
 
 
+def as_thresholds(found: dict[str, list[float]] | None) -> Thresholds | None:
+    """Thresholds as result.json holds them."""
+    return found and {name: np.array(values) for name, values in found.items()}
+
+
 def score(
     task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
 ) -> dict[str, float | None]:

@@ -96,7 +96,7 @@ def _power_of_equivalence(ratio: float, df: float, compared: int) -> float:
 
 
 def _one_sided_power(ratio: float, df: float, alpha: float) -> float:
-    """statsmodels' power, up to a ratio where it is practically 1; the noncentral t is not computed far beyond."""
+    """Statsmodels' power, up to a ratio where it is practically 1; the noncentral t is not computed far beyond."""
     highest = _highest_ratio(df, alpha)
     return float(ttest_power(min(ratio, highest), nobs=1, alpha=alpha, df=df, alternative="larger"))
 

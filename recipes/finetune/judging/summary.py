@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ..options import BASELINE
+from ..options import BASELINE, MARGIN
 from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
 from .metrics import LOWER_IS_BETTER, METRIC_NAMES, METRICS
 from .obuchowski_rockette import Difference, compare, error_covariances
 from .pooling import holm
-from .verdict import MARGIN, Question, judge
+from .verdict import Question, judge
 
 _SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
 
@@ -21,10 +21,19 @@ Results = dict[int, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Rule:
-    """What a trial is judged by, fixed before it began: a metric, and the smallest difference in it that matters."""
+    """What a trial is judged by, fixed before it began.
+
+    Attributes:
+        metric: the primary one.
+        margin: the smallest difference in it that matters.
+        margin_chosen: whether someone chose it.
+        planned_seeds: how many seeds there will be in the end, if that was said.
+    """
 
     metric: str = "auroc"
     margin: float = MARGIN
+    margin_chosen: bool = False
+    planned_seeds: int | None = None
 
 
 def summarise(
@@ -33,6 +42,7 @@ def summarise(
     bootstrap: Bootstrap | None = None,
     rule: Rule = Rule(),
     identical: Collection[tuple[str, str]] = (),
+    looks: int = 1,
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -42,6 +52,7 @@ def summarise(
         bootstrap: resamples of the test set, scored by the kept weights of every arm; without it nothing is judged.
         rule: what the verdicts rest on.
         identical: pairs of arms whose weights are equal in every seed.
+        looks: how often the run has been judged, this time included.
     """
     seeds = list(results)
     arms = list(results[seeds[0]])
@@ -51,6 +62,8 @@ def summarise(
         "task": task,
         "seeds": seeds,
         "rule": asdict(rule),
+        "looks": looks,
+        "unit": bootstrap.unit if bootstrap else "cases",
         **kept,
         "intervals": _intervals(seeds, bootstrap),
         "per_class": _per_class(results, arms, bootstrap),
@@ -90,7 +103,9 @@ def _intervals(seeds: list[int], bootstrap: Bootstrap | None) -> dict[str, str |
     cases = f"{bootstrap.units:,} test {bootstrap.unit}" if bootstrap else "the test cases"
     both = f"{level} interval over seeds and {cases} (Obuchowski and Rockette)"
     over_seeds = f"{level} paired t interval over {len(seeds)} seeds: training noise, given this test set"
-    over_tests = f"{level} bootstrap interval over {cases} ({RESAMPLES:,} resamples): test-set noise, given these models"
+    over_tests = (
+        f"{level} bootstrap interval over {cases} ({RESAMPLES:,} resamples): test-set noise, given these models"
+    )
     several = len(seeds) > 1
     return {
         "low, high": both if several and bootstrap else None,
@@ -144,9 +159,7 @@ def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -
             auroc |= _bootstrapped(bootstrap, arm, name=name)
             if arm != BASELINE:
                 reference = [result[name]["auroc"] for result in stages[BASELINE]]
-                auroc["difference"] = _difference(
-                    bootstrap, arm, BASELINE, "auroc", auroc["values"], reference, name
-                )
+                auroc["difference"] = _difference(bootstrap, arm, BASELINE, "auroc", auroc["values"], reference, name)
     return figures
 
 

@@ -16,15 +16,14 @@ verdict says.
 """
 
 from dataclasses import dataclass
-from math import floor, log10
 from typing import Literal
 
-from .obuchowski_rockette import Difference, Interval
-from .power import ALPHA, FEWEST_SEEDS, POWER, seeds_to_decide, smallest_detectable
+from ..options import MARGIN
+from .formatting import number, with_bounds
+from .obuchowski_rockette import Difference
+from .power import ALPHA, FEWEST_SEEDS, seeds_to_decide, smallest_detectable
 
-MARGIN = 0.005
 _MOST_SEEDS_NAMED = 1000
-_MOST_PLACES = 12
 
 Outcome = Literal["diverged", "not judged", "identical", "equivalent", "better", "worse", "undecided"]
 
@@ -77,11 +76,11 @@ class Verdict:
         smallest_detectable: the smallest true difference that this trial would find four times out of five.
         seeds_needed: the seeds, with those there are, that would probably decide; None where none would, and where
             nothing is undecided.
-        words: the sentence.
+        sentence: what was found, in words.
     """
 
     outcome: Outcome
-    words: str
+    sentence: str
     margin: float
     seeds: int
     mean: float | None = None
@@ -110,7 +109,7 @@ def judge(question: Question, difference: Difference, identical: bool = False) -
         needed = seeds_to_decide(difference, question.margin, question.compared)
     return Verdict(
         outcome,
-        _words(question, difference, outcome, beyond, needed),
+        _sentence(question, difference, outcome, beyond, needed),
         question.margin,
         difference.seeds,
         difference.mean,
@@ -154,7 +153,7 @@ def outcome_of(question: Question, difference: Difference, identical: bool = Fal
     return "better" if (low > 0) != question.lower_is_better else "worse"
 
 
-def _words(question: Question, difference: Difference, outcome: Outcome, beyond: bool, needed: int | None) -> str:
+def _sentence(question: Question, difference: Difference, outcome: Outcome, beyond: bool, needed: int | None) -> str:
     arm, reference, metric = question.arm, question.reference, question.metric
     if outcome == "not judged":
         return f"{arm} is not judged against {reference} on {metric}: {_why_not_judged(difference)}"
@@ -179,14 +178,14 @@ def _why_not_judged(difference: Difference) -> str:
         return "it is not defined on this test set"
     seeds = "one seed" if difference.seeds == 1 else f"{difference.seeds} seeds"
     return (
-        f"{_signed(difference.mean, 4)} in {seeds} says too little of how training varies; give at least "
+        f"{number(difference.mean, '{:+.4f}')} in {seeds} says too little of how training varies; give at least "
         f"{FEWEST_SEEDS}, better 5, as in --seeds 0 1 2 3 4"
     )
 
 
 def _found(question: Question, difference: Difference, level: float) -> str:
     low, high = difference.interval(level)
-    figures = figures_text(difference.mean, low, high, (0.0, question.margin, -question.margin))
+    figures = with_bounds(difference.mean, low, high, (0.0, question.margin, -question.margin))
     return f"{figures} ({100 * level:.4g} % interval, {difference.seeds} seeds)"
 
 
@@ -196,31 +195,3 @@ def _what_would_decide(question: Question, needed: int | None) -> str:
     if needed > _MOST_SEEDS_NAMED:
         return f"it would take more than {_MOST_SEEDS_NAMED:,} seeds to decide it on {question.cases:,} {question.unit}"
     return f"{needed:,} seeds would probably decide it"
-
-
-def figures_text(mean: float, low: float, high: float, apart: tuple[float, ...] = (0.0,)) -> str:
-    """A difference and its interval, as "+0.012 [0.001, 0.023]", to two significant digits of the half-width.
-
-    Args:
-        apart: values that the bounds are judged against; a bound that would be rounded onto one that it doesn't equal
-            gets the digits that keep it on its side, so that the interval shows what the sentence says.
-    """
-    places = decimals((high - low) / 2 or abs(mean))
-    while places < _MOST_PLACES and any(round(b, places) == value != b for b in (low, high) for value in apart):
-        places += 1
-    return f"{_signed(mean, places)} [{_plain(low, places)}, {_plain(high, places)}]"
-
-
-def decimals(half_width: float) -> int:
-    """The decimal places that show two significant digits of a half-width; 4 where it is 0."""
-    return max(0, 1 - floor(log10(half_width))) if half_width > 0 else 4
-
-
-def _plain(value: float, places: int) -> str:
-    """Never "-0.00"."""
-    return f"{round(value, places) + 0.0:.{places}f}"
-
-
-def _signed(value: float, places: int) -> str:
-    """With its sign, but never that of a 0."""
-    return f"{round(value, places):+.{places}f}" if round(value, places) else _plain(value, places)

@@ -7,7 +7,7 @@ from typing import Any
 from ..data.images import BoxedFinding, ImageData
 from ..judging.intervals import LEVEL
 from ..options import BASELINE, Options
-from ..runs.sections import Section, interval_text, number_text
+from ..runs.sections import Section, number_text
 from ..sources.nih_tree import BOX_FILE
 from .localisation import localisation_section
 from .subgroups import subgroup_section
@@ -89,7 +89,8 @@ def paper_section(options: Options, data: ImageData, summary: dict[str, Any]) ->
 
 
 def _auroc_text(auroc: dict[str, Any]) -> str | None:
-    return interval_text(auroc["mean"], (auroc["bootstrap_low"], auroc["bootstrap_high"]), "{:.3f}")
+    mean, low, high = (number_text(auroc[key], "{:.3f}") for key in ("mean", "bootstrap_low", "bootstrap_high"))
+    return mean if low is None else f"{mean} [{low}, {high}]"
 
 
 def _text(options: Options, data: ImageData) -> str:

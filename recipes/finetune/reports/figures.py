@@ -59,15 +59,16 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """A row per difference of summary.json: a dot per seed; thick: the interval over seeds, thin: over test cases."""
+    """A row per difference of summary.json: a dot per seed; thick: its interval, thin: over seeds and over cases."""
     for place, (_, difference) in enumerate(rows):
         height = -place
-        values = [value for value in difference["values"] if value is not None]
-        if difference.get("bootstrap_low") is not None:
-            ends = difference["bootstrap_low"], difference["bootstrap_high"]
-            axes.plot(ends, (height - 0.18,) * 2, color=_COLOURS[1], linewidth=1.2, marker="|", markersize=8)
+        for kind, shift, colour in (("t", 0.12, _COLOURS[2]), ("bootstrap", 0.24, _COLOURS[1])):
+            if difference.get(f"{kind}_low") is not None:
+                ends = difference[f"{kind}_low"], difference[f"{kind}_high"]
+                axes.plot(ends, (height - shift,) * 2, color=colour, linewidth=1.2, marker="|", markersize=7)
         if difference["low"] is not None:
             axes.plot((difference["low"], difference["high"]), (height,) * 2, color=_COLOURS[0], linewidth=3.5)
+        values = [value for value in difference["values"] if value is not None]
         axes.plot(values, [height + 0.18] * len(values), "o", color=_GREY, markersize=4, alpha=0.8)
         if difference["mean"] is not None:
             axes.plot(difference["mean"], height, "D", color=_COLOURS[0], markeredgecolor="white", markersize=8)
@@ -82,8 +83,9 @@ def difference_legend(figure: Figure) -> None:
     level = f"{LEVEL:.0%}"
     handles = [
         Line2D([], [], color=_GREY, marker="o", linestyle="", markersize=4, label="one seed"),
-        Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval over seeds"),
-        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level} interval over the test set"),
+        Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval"),
+        Line2D([], [], color=_COLOURS[2], marker="|", linewidth=1.2, label=f"{level}, over seeds alone"),
+        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level}, over the test set alone"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 

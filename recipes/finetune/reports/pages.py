@@ -13,9 +13,9 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ..files import write_text
-from ..judging.intervals import LEVEL
+from ..judging.metrics import METRIC_NAMES
 from ..judging.summary import left_out, total_merges
-from ..options import BASELINE
+from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, PLOTS, REPORT, WEIGHTS
 from ..runs.sections import SIGNED, Section, interval_text, number_text, range_text
@@ -26,21 +26,20 @@ from .figures import (
     write_figure,
     write_figures,
 )
+from .verdicts import RULE, judged_difference, looks_text, margin_text
 
 _TEMPLATES = Path(__file__).with_name("templates")
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "medmnist_auc": "medmnist's AUC",
-    "medmnist_acc": "medmnist's ACC",
+_NOT_SETTINGS = {
+    MARGIN_CHOSEN,
+    "resume",
+    "config",
+    "output",
+    "data_dir",
+    "workers",
+    "tracker",
+    "prepared_dir",
+    "prepare_workers",
 }
-_NOT_SETTINGS = {"resume", "config", "output", "data_dir", "workers", "tracker", "prepared_dir", "prepare_workers"}
 
 
 def write_report(folder: Path) -> Path:
@@ -62,12 +61,12 @@ def write_side_by_side(folders: Sequence[Path], path: Path) -> None:
     write_figure(path.parent / picture, figure)
     sections = [
         Section(
-            "Differences to the baseline on test AUROC",
+            "Differences to the baseline on test",
             "Each run is a trial of its own: no test is made over them, and the more runs stand here, the likelier one "
             "of them differs by chance.",
-            ("run", "arm", "baseline AUROC", "difference", "over seeds", "over the test set", "merged", "verdict"),
+            ("run", "arm", "metric", "baseline", "difference", "over seeds", "over the test set", "merged", "verdict"),
             [row for run in runs for row in _difference_rows_of(run)],
-            [(picture, "Difference in test AUROC of every run and arm, with both intervals")],
+            [(picture, "Difference on test of every run and arm, with its intervals")],
         ),
         Section("Where the settings differ", "", ("setting", *_labels(runs)), _differing_settings(runs)),
     ]
@@ -92,31 +91,35 @@ def _sections(run: FinishedRun, figures: dict[str, tuple[str, str]]) -> list[Sec
 
 
 def _verdict(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
-    sentences = [f"{found['sentence']}." for found in run.summary["verdicts"]]
-    text = "\n\n".join(sentences) or "There is no arm beside the baseline."
-    if len(run.seeds) == 1:
-        text += "\n\nOne seed says nothing of how training varies: run at least three, better five."
-    else:
-        text += (
-            "\n\nThe one rule: an arm differs where the paired t test over seeds says so at "
-            f"{100 * (1 - LEVEL):.0f} %, Holm-adjusted over the arms. Anything else is “no difference shown”, which is "
-            "not the same as equal."
+    summary, verdicts = run.summary, run.summary["verdicts"]
+    metric = METRIC_NAMES[summary["rule"]["metric"]]
+    sentences = [f"{found['sentence']}." for found in verdicts] or ["There is no arm beside the baseline."]
+    kinds = [f"{words[0].upper()}{words[1:]}." for words in summary["intervals"].values() if words]
+    notes = [RULE, margin_text(summary), looks_text(summary), " ".join(kinds)]
+    header = (
+        *(f"{metric} on test", "difference", "over seeds alone", f"over {summary['unit']} alone", "p", "Holm's p"),
+        "smallest difference seen",
+    )
+    rows = []
+    for found in verdicts:
+        difference = judged_difference(summary, found)
+        rows.append(
+            [
+                f"{found['arm']} - {found['reference']}",
+                interval_text(difference["mean"], (difference["low"], difference["high"])),
+                range_text(difference["t_low"], difference["t_high"]),
+                range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
+                number_text(difference["p"], "{:.2g}"),
+                number_text(difference["p_adjusted"], "{:.2g}"),
+                number_text(found["smallest_detectable"], "{:.2g}"),
+            ]
         )
-    header = ("AUROC on test", "mean", "over seeds", "over the test set", "adjusted p")
-    compared = [(f"{arm} - {BASELINE}", run.summary["differences"][arm]["auroc"]) for arm in run.other_arms]
-    compared += [(name, metrics["auroc"]) for name, metrics in run.summary["contrasts"].items()]
-    rows = [
-        [
-            name,
-            number_text(difference["mean"], SIGNED),
-            range_text(difference["low"], difference["high"]),
-            range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
-            None if difference["p_adjusted"] is None else f"{difference['p_adjusted']:.2g}",
-        ]
-        for name, difference in compared
-    ]
-    kinds = [words for words in run.summary["intervals"].values() if words]
-    text += "".join(f"\n\n{words[0].upper()}{words[1:]}." for words in kinds)
+    text = "\n\n".join([*sentences, *(note for note in notes if note)])
+    if rows:
+        text += (
+            "\n\nThe smallest difference seen is the smallest true one that this trial finds four times out of five. "
+            "Holm's p stands beside the verdicts and decides nothing."
+        )
     return Section("Verdict", text, header, rows, figures)
 
 
@@ -256,34 +259,38 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
 
 def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
     rows = []
-    outcomes = {found["arm"]: found["outcome"] for found in run.summary["verdicts"] if found["reference"] == BASELINE}
-    for arm in run.other_arms:
-        difference = run.summary["differences"][arm]["auroc"]
-        layers = run.summary["merges"].get(arm)
+    for found in _to_baseline(run):
+        difference = judged_difference(run.summary, found)
+        layers = run.summary["merges"].get(found["arm"])
         rows.append(
             [
                 run.name,
-                arm,
-                _mean(run.summary["arms"][BASELINE]["auroc"]),
-                number_text(difference["mean"], SIGNED),
-                range_text(difference["low"], difference["high"]),
+                found["arm"],
+                METRIC_NAMES[found["metric"]],
+                _mean(run.summary["arms"][BASELINE][found["metric"]]),
+                interval_text(difference["mean"], (difference["low"], difference["high"])),
+                range_text(difference["t_low"], difference["t_high"]),
                 range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
                 _share(total_merges(layers)) if layers else None,
-                outcomes[arm],
+                found["outcome"],
             ]
         )
     return rows
 
 
+def _to_baseline(run: FinishedRun) -> list[dict[str, Any]]:
+    return [found for found in run.summary["verdicts"] if found["reference"] == BASELINE]
+
+
 def _differences_of_runs(runs: Sequence[FinishedRun]) -> Figure:
     rows = [
-        (f"{label}\n{arm}", run.summary["differences"][arm]["auroc"])
+        (f"{label}\n{found['arm']}", judged_difference(run.summary, found))
         for label, run in zip(_labels(runs), runs, strict=True)
-        for arm in run.other_arms
+        for found in _to_baseline(run)
     ]
     figure, axes = new_figure(1.0 + 0.6 * len(rows))
     difference_rows(axes, rows)
-    axes.set_xlabel("difference in test AUROC, arm minus baseline")
+    axes.set_xlabel("difference on test, arm minus baseline")
     difference_legend(figure)
     return figure
 

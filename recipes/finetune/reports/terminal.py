@@ -2,17 +2,22 @@
 
 from typing import Any
 
+from ..judging.formatting import number
 from ..judging.metrics import CALIBRATION
 from ..judging.summary import left_out, total_merges
 from ..options import BASELINE
+from .verdicts import judged_difference, looks_text, margin_text, noise_text, power_text
+
+_LEFT_OUT = {*CALIBRATION, "kappa"}
 
 
 def table(summary: dict[str, Any]) -> str:
     """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts.
 
-    Figures of calibration are left to summary.csv, for the table to fit a screen.
+    Other figures of calibration and kappa are left to summary.csv, for the table to fit a screen.
     """
-    metrics = [metric for metric in summary["arms"][BASELINE] if metric not in CALIBRATION]
+    primary = summary["rule"]["metric"]
+    metrics = [metric for metric in summary["arms"][BASELINE] if metric not in _LEFT_OUT or metric == primary]
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):
@@ -30,20 +35,14 @@ def table(summary: dict[str, Any]) -> str:
 
 
 def _verdict_lines(summary: dict[str, Any]) -> list[str]:
-    """Each verdict with the test-set noise below it, and what the intervals are."""
-    intervals = summary["intervals"]
+    """Each verdict with its noise and power below it, and what they were judged by."""
     lines = []
     for found in summary["verdicts"]:
-        arm, reference = found["arm"], found["reference"]
-        kind, name = ("differences", arm) if reference == BASELINE else ("contrasts", f"{arm} - {reference}")
-        difference = summary[kind][name]["auroc"]
         lines.append(found["sentence"])
-        if difference["bootstrap_low"] is not None:
-            interval = f"[{difference['bootstrap_low']:.4f}, {difference['bootstrap_high']:.4f}]"
-            lines.append(f"  {intervals['bootstrap_low, bootstrap_high']} {interval}")
-    if intervals["low, high"]:
-        lines.append(f"After a verdict: {intervals['low, high']}")
-    return lines
+        below = noise_text(judged_difference(summary, found), summary["unit"]), power_text(found)
+        lines += [f"  {text}" for text in below if text]
+    notes = margin_text(summary), looks_text(summary)
+    return [*lines, *(note for note in notes if note and lines)]
 
 
 def _mean_text(figure: dict[str, Any]) -> str:
@@ -52,7 +51,7 @@ def _mean_text(figure: dict[str, Any]) -> str:
 
 
 def _number_text(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    return "-" if value is None else number(value, form)
 
 
 def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:

@@ -69,6 +69,16 @@ def read_test_probabilities(run: Path, arms: Sequence[str], seeds: Sequence[int]
     }
 
 
+def equal_weights(run: Path, seeds: Sequence[int], arm: str, other: str) -> bool:
+    """Whether two finished arms have the same weights in every seed, to the bit."""
+
+    def checksum(seed: int, name: str) -> str:
+        result = stage_folder(run, seed, name) / RESULT
+        return json.loads(result.read_text(encoding="utf-8"))["files"][WEIGHTS]
+
+    return all(checksum(seed, arm) == checksum(seed, other) for seed in seeds)
+
+
 def write_result(folder: Path, weights: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
     """The weights, and last of all the result with a checksum per file: where it stands, the stage is finished."""
     write_weights(folder / WEIGHTS, weights)

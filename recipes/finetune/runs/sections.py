@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..files import write_json
+from ..judging.formatting import bounds, number, with_bounds
 from .layout import SECTIONS
 
 SIGNED = "{:+.4f}"
@@ -41,15 +42,16 @@ def read_sections(run: Path) -> list[Section]:
 
 def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
     """A cell with a figure."""
-    return None if value is None else form.format(value)
+    return None if value is None else number(value, form)
 
 
-def range_text(low: float | None, high: float | None, form: str = SIGNED) -> str | None:
-    """A cell with an interval."""
-    return None if low is None or high is None else f"[{form.format(low)}, {form.format(high)}]"
+def range_text(low: float | None, high: float | None) -> str | None:
+    """A cell with an interval, to two significant digits of its half-width."""
+    return None if low is None or high is None else bounds(low, high)
 
 
-def interval_text(value: float | None, interval: tuple[float | None, float | None], form: str = SIGNED) -> str | None:
-    """A cell with a figure and its interval, as far as they are defined."""
-    between = range_text(*interval, form)
-    return number_text(value, form) if value is None or between is None else f"{form.format(value)} {between}"
+def interval_text(value: float | None, interval: tuple[float | None, float | None]) -> str | None:
+    """A cell with a difference and its interval, as far as they are defined."""
+    if value is None or None in interval:
+        return number_text(value, SIGNED)
+    return with_bounds(value, *interval)

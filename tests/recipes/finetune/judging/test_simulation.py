@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from finetune.judging.verdict import MARGIN
+from finetune.options import MARGIN
 from verdict_simulation import Setting, bootstrapped, delong, draw_scores, simulate
 
 

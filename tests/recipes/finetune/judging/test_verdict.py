@@ -6,8 +6,9 @@ import re
 
 import numpy as np
 import pytest
+from finetune.judging.formatting import bounds, number, with_bounds
 from finetune.judging.obuchowski_rockette import Difference, ErrorCovariances, compare, precision
-from finetune.judging.verdict import Question, figures_text, judge, judge_diverged
+from finetune.judging.verdict import Question, judge, judge_diverged
 
 QUESTION = Question("inmerge", "baseline", "AUROC", 150)
 
@@ -83,15 +84,15 @@ def asked(**changes: object) -> Question:
 def test_outcomes_in_their_order(found: Difference, identical: bool, outcome: str, words: str) -> None:
     verdict = judge(QUESTION, found, identical)
     assert verdict.outcome == outcome
-    assert words in verdict.words
+    assert words in verdict.sentence
 
 
 def test_undecided_names_the_seeds_that_would_decide() -> None:
     verdict = judge(QUESTION, difference(0.003, 1e-4))
     assert verdict.seeds_needed > 5
-    assert f"{verdict.seeds_needed} seeds would probably decide it" in verdict.words
+    assert f"{verdict.seeds_needed} seeds would probably decide it" in verdict.sentence
     slow = judge(QUESTION, difference(0.0, 0.01, seeds=100))
-    assert "it would take more than 1,000 seeds to decide it on 150 cases" in slow.words
+    assert "it would take more than 1,000 seeds to decide it on 150 cases" in slow.sentence
 
 
 def test_lower_is_better_for_losses() -> None:
@@ -99,7 +100,7 @@ def test_lower_is_better_for_losses() -> None:
     for mean, outcome in ((-0.02, "better"), (0.02, "worse")):
         verdict = judge(question, difference(mean, 1e-6))
         assert (verdict.outcome, verdict.beyond_margin) == (outcome, True)
-        assert f"{outcome} than baseline on log loss, where lower is better, by more than 0.01: " in verdict.words
+        assert f"{outcome} than baseline on log loss, where lower is better, by more than 0.01: " in verdict.sentence
 
 
 def test_several_arms_share_one_error() -> None:
@@ -110,7 +111,7 @@ def test_several_arms_share_one_error() -> None:
     assert (among.low, among.high) == found.interval(1 - 0.05 / 3)
     assert (among.equivalence_low, among.equivalence_high) == found.interval(1 - 0.10 / 3)
     assert (alone.outcome, among.outcome) == ("better", "undecided")
-    assert "(98.33 % interval, 5 seeds)" in among.words
+    assert "(98.33 % interval, 5 seeds)" in among.sentence
     assert alone.p == among.p, "of the comparison itself"
 
 
@@ -125,7 +126,7 @@ def test_equal_differences_are_no_certainty() -> None:
 def test_divergence_is_an_outcome() -> None:
     verdict = judge_diverged(QUESTION, {"inmerge": 2}, seeds=5)
     assert verdict.outcome == "diverged"
-    assert verdict.words == (
+    assert verdict.sentence == (
         "inmerge diverged in 2 of 5 seeds: inmerge is not judged against baseline on AUROC, since the seeds that "
         "survive are no fair sample"
     )
@@ -143,7 +144,12 @@ def test_divergence_is_an_outcome() -> None:
     ],
 )
 def test_two_digits_of_the_half_width_and_no_signed_zero(figures: tuple[float, float, float], text: str) -> None:
-    assert figures_text(*figures) == text
+    assert with_bounds(*figures) == text
+    assert bounds(*figures[1:]) == text.partition(" ")[2]
+
+
+def test_a_number_that_rounds_to_0_has_no_sign() -> None:
+    assert [number(value, "{:+.2f}") for value in (-0.004, 0.004, -0.006, 0.1)] == ["0.00", "0.00", "-0.01", "+0.10"]
 
 
 def test_no_sentence_contradicts_its_interval() -> None:
@@ -156,8 +162,8 @@ def test_no_sentence_contradicts_its_interval() -> None:
         question = asked(compared=int(rng.integers(1, 4)), lower_is_better=bool(rng.integers(2)))
         verdict = judge(question, found)
         seen.add((verdict.outcome, verdict.beyond_margin))
-        low, high = (float(bound) for bound in re.search(r"\[(\S+), (\S+)\]", verdict.words).groups())
-        assert "-0.0000 " not in verdict.words
+        low, high = (float(bound) for bound in re.search(r"\[(\S+), (\S+)\]", verdict.sentence).groups())
+        assert "-0.0000 " not in verdict.sentence
         if verdict.outcome == "equivalent":
             assert -0.005 < low <= high < 0.005
         elif verdict.outcome == "undecided":
@@ -165,5 +171,5 @@ def test_no_sentence_contradicts_its_interval() -> None:
         else:
             near = low if (verdict.outcome == "better") != question.lower_is_better else -high
             assert near > 0
-            assert verdict.beyond_margin == (near > 0.005) == ("by more than 0.005:" in verdict.words)
+            assert verdict.beyond_margin == (near > 0.005) == ("by more than 0.005:" in verdict.sentence)
     assert len(seen) == 6
