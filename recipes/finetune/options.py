@@ -143,8 +143,6 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
         return []
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold `option: value` lines, not a {type(values).__name__}")
-    if not values.pop(MARGIN_CHOSEN, True):  # a run's own config.yaml
-        del values["margin"]
     known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     words: list[str] = []
     for key, value in values.items():

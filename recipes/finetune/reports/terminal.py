@@ -31,7 +31,7 @@ def table(summary: dict[str, Any]) -> str:
     merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
     names = left_out(summary)
     absent = [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
-    return "\n".join([heading, _aligned(rows), *absent, *merges, "", *_verdict_lines(summary)])
+    return "\n".join([heading, aligned(rows), *absent, *merges, "", *_verdict_lines(summary)])
 
 
 def _verdict_lines(summary: dict[str, Any]) -> list[str]:
@@ -59,10 +59,10 @@ def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
     for layer, count in [*merges.items(), ("all", total_merges(merges))]:
         share = f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else "-"
         rows.append([layer, str(count["drawn"]), str(count["merged"]), share])
-    return f"\nKernels merged by {arm}\n{_aligned(rows)}"
+    return f"\nKernels merged by {arm}\n{aligned(rows)}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = (
         "  ".join(
