@@ -1,4 +1,6 @@
-"""Make the report of finished runs anew from their folders, set several runs side by side, and plan further ones.
+"""Make summary and report of finished runs anew from their folders, set several side by side, plan further ones.
+
+A metric, a rule or a section that is newer than a run reaches it so: nothing is trained again.
 
 python recipes/report.py runs/pneumoniamnist-resnet18
 python recipes/report.py runs/a runs/b runs/c --output runs/side_by_side.html
@@ -14,6 +16,7 @@ from finetune.errors import InputError, exit_on_input_error
 from finetune.reports.pages import write_report, write_side_by_side
 from finetune.reports.plan import plan_text
 from finetune.runs.finished import FinishedRun
+from finetune.runs.summaries import write_summary
 
 
 @dataclass(kw_only=True)
@@ -45,11 +48,13 @@ def _run(options: ReportOptions) -> None:
         raise InputError("no run folder is given: name one or more, as python recipes/report.py runs/NAME")
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output} must end in .html")
-    for folder in options.runs:
-        print(write_report(folder))
-    if len(options.runs) > 1:
+    runs = [FinishedRun(folder) for folder in options.runs]
+    for run in runs:
+        write_summary(run.folder, run.summary)
+        print(write_report(run))
+    if len(runs) > 1:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_side_by_side(options.runs, options.output)
+        write_side_by_side(runs, options.output)
         print(options.output)
 
 

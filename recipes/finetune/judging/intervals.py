@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from ..data.tasks import Task
-from .metrics import METRICS, Thresholds, positives, resampled
+from .metrics import RESAMPLED, Scored, Thresholds, positives, resample, resample_aurocs
 from .obuchowski_rockette import Interval
 
 LEVEL = 0.95
@@ -68,20 +68,20 @@ class Bootstrap:
     figures: dict[str, np.ndarray]
     aurocs: dict[str, np.ndarray]
 
-    def replicates(self, arms: Sequence[str], metric: str = "auroc", name: str | None = None) -> np.ndarray:
+    def replicates(self, arms: Sequence[str], name: str | None = None, metric: str = "auroc") -> np.ndarray:
         """A metric of these arms, or the AUROC of the class `name`: (RESAMPLES, arms, seeds)."""
         values = self.figures[metric] if name is None else self.aurocs[name]
         return values[:, [self.arms.index(arm) for arm in arms]]
 
     def interval(
-        self, arm: str, reference: str | None = None, metric: str = "auroc", name: str | None = None
+        self, arm: str, reference: str | None = None, name: str | None = None, metric: str = "auroc"
     ) -> Interval:
         """Percentile interval at LEVEL of an arm's figure, mean over seeds, or of its difference to a reference arm.
 
         None where no resample defines it. `name` is a class, whose AUROC is meant then.
         """
         arms = [arm] if reference is None else [arm, reference]
-        means = self.replicates(arms, metric, name).mean(axis=2)
+        means = self.replicates(arms, name, metric).mean(axis=2)
         values = means[:, 0] if reference is None else means[:, 0] - means[:, 1]
         values = values[np.isfinite(values)]
         if not len(values):
@@ -97,7 +97,7 @@ def bootstrap(
     patients: Sequence[str] | None = None,
     seed: int = 0,
     thresholds: Mapping[str, Sequence[Thresholds | None]] | None = None,
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = RESAMPLED,
 ) -> Bootstrap:
     """Resample the test set.
 
@@ -107,7 +107,7 @@ def bootstrap(
         patients: whose image each case is; then patients are drawn, since images of one patient resemble each other.
         seed: of the draws, which otherwise depend on the size of the test set alone.
         thresholds: of a multi-label task, per arm and seed those chosen on validation; None: 0.5.
-        metrics: what is scored.
+        metrics: what is scored, of RESAMPLED; the AUROC of each class is in any case.
 
     A class that a resample leaves without positive or negative cases is left out of that resample's macro mean.
     """
@@ -123,10 +123,12 @@ def bootstrap(
         draws = rng.multinomial(units, np.full(units, 1 / units), size=min(chunk, RESAMPLES - start))
         weights = draws.T.astype(np.float32)[unit_of]
         for (i, arm), j in product(enumerate(probabilities), range(seeds)):
-            cuts = thresholds[arm][j] if thresholds else None
-            found, of_class = resampled(task, labels, probabilities[arm][j], weights, cuts, metrics)
-            for into, values in ((figures, found), (aurocs, of_class)):
-                for name in into:
-                    into[name][start : start + chunk, i, j] = values[name]
+            scored = Scored(task, labels, probabilities[arm][j], thresholds[arm][j] if thresholds else None)
+            for into, found in (
+                (figures, resample(scored, weights, metrics)),
+                (aurocs, resample_aurocs(scored, weights)),
+            ):
+                for name, values in found.items():
+                    into[name][start : start + chunk, i, j] = values
     unit = "cases" if patients is None else "patients"
     return Bootstrap(unit, units, tuple(probabilities), figures, aurocs)

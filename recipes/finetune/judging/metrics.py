@@ -1,44 +1,125 @@
-"""Scores of predictions, from scikit-learn and torchmetrics, and the same of many resamples of the cases."""
+"""Scores of predictions, from scikit-learn and torchmetrics. A metric is added to METRICS, and nowhere else."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import xlogy
 from sklearn.metrics import (
+    accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
     cohen_kappa_score,
     f1_score,
+    log_loss,
     precision_recall_curve,
     roc_auc_score,
     roc_curve,
 )
-from torchmetrics.functional.classification import binary_calibration_error
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from ..data.tasks import Task
 from . import weighted
 
-PER_CLASS = ("auroc", "auprc", "f1")
-CALIBRATION = ("log_loss", "brier", "ece")
-METRICS = ("accuracy", "balanced_accuracy", "kappa", *PER_CLASS, *CALIBRATION)
-LOWER_IS_BETTER = CALIBRATION
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "kappa": "Cohen's kappa",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "medmnist_auc": "medmnist's AUC",
-    "medmnist_acc": "medmnist's ACC",
-}
 _BINS = 15
 
 Thresholds = dict[str, np.ndarray]
+# From which cases are positive, their probabilities of it, and which are predicted to be so, each (N,).
+OfClass = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+# The same, and how often each of B resamples holds each case, (N, B); (B,).
+OfClassResampled = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a metric is computed from.
+
+    Attributes:
+        labels: class indices (N,), or 0 and 1 of shape (N, labels).
+        probabilities: shape (N, outputs).
+        thresholds: of a multi-label task, from choose_thresholds; None: 0.5.
+    """
+
+    task: Task
+    labels: np.ndarray
+    probabilities: np.ndarray
+    thresholds: Thresholds | None = None
+
+    def above(self, metric: str) -> np.ndarray:
+        """Of a multi-label task what is predicted at the thresholds of a metric, bool (N, labels)."""
+        return self.probabilities >= (0.5 if self.thresholds is None else self.thresholds[metric])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of predictions.
+
+    Attributes:
+        title: as reports write it.
+        of_class: its value for one class against the rest, not asked for where all cases or none are positive. None:
+            it has none.
+        of: its value over all; None where the labels leave it undefined. By default the mean of of_class.
+        of_class_resampled, resampled: the same in many resamples of the cases at once, NaN where one leaves it
+            undefined. Without them a difference has no interval but that over seeds, and no verdict.
+        lower_is_better: as of a loss.
+        aside: left out of the terminal's table, for that to fit a screen.
+    """
+
+    title: str
+    of_class: OfClass | None = None
+    of: Callable[[Scored], float | None] | None = None
+    of_class_resampled: OfClassResampled | None = None
+    resampled: Callable[[Scored, np.ndarray], np.ndarray] | None = None
+    lower_is_better: bool = False
+    aside: bool = False
+
+
+def score(
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
+) -> dict[str, float | None]:
+    """The figures of METRICS; see Scored for the arguments.
+
+    Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
+    that have positive and negative cases, of a binary task the figures of class 1. Accuracy needs no threshold but 0.5.
+    The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
+    probability; of a binary task or a label, of the positive one. Cohen's kappa weighs a disagreement of ordinal
+    classes by the square of its distance.
+    """
+    scored = Scored(task, labels, probabilities, thresholds)
+    return {
+        name: metric.of(scored) if metric.of else _mean(list(_by_class(metric.of_class, scored).values()))
+        for name, metric in METRICS.items()
+    }
+
+
+def per_class(
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
+) -> dict[str, dict[str, float | None]]:
+    """The metrics that there are of each class against the rest, of a binary task of class 1 alone; None for a class
+    that no case, or every case, has.
+    """
+    scored = Scored(task, labels, probabilities, thresholds)
+    named = [(name, metric.of_class) for name, metric in METRICS.items() if metric.of_class]
+    by_metric = {name: _by_class(of_class, scored) for name, of_class in named}
+    return {task.classes[k]: {name: by_metric[name][k] for name in by_metric} for k in positives(task, labels)}
+
+
+def resample(scored: Scored, weights: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    """These of RESAMPLED in many resamples of the cases at once; NaN where one leaves a figure undefined.
+
+    Args:
+        weights: how often each resample holds each case, (N, B).
+
+    Returns:
+        Per metric (B,).
+    """
+    return {name: _resampled(METRICS[name], scored, weights) for name in metrics}
+
+
+def resample_aurocs(scored: Scored, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The AUROC of each scored class in each resample, (B,)."""
+    found = _by_class_resampled(METRICS["auroc"].of_class_resampled, scored, weights)
+    return {scored.task.classes[k]: values for k, values in found.items()}
 
 
 def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> Thresholds | None:
@@ -59,56 +140,6 @@ def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray)
     return {"f1": f1, "balanced_accuracy": balanced}
 
 
-def as_thresholds(found: dict[str, list[float]] | None) -> Thresholds | None:
-    """Thresholds as result.json holds them."""
-    return found and {name: np.array(values) for name, values in found.items()}
-
-
-def score(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
-) -> dict[str, float | None]:
-    """The figures of METRICS; None where the labels leave one undefined.
-
-    Args:
-        labels: class indices (N,), or 0 and 1 of shape (N, labels).
-        probabilities: shape (N, outputs).
-        thresholds: of a multi-label task, from choose_thresholds; None: 0.5.
-
-    Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
-    that have positive and negative cases, of a binary task the figures of class 1. Accuracy needs no threshold but 0.5.
-    Cohen's kappa weighs disagreements of ordinal classes by the square of their distance. The Brier score of several
-    classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest probability; of a binary task or a
-    label, of the positive one.
-    """
-    found = list(per_class(task, labels, probabilities, thresholds).values())
-    calls = _calls(task, labels, probabilities, thresholds)
-    return {
-        "accuracy": float(_right(task, labels, probabilities).mean()),
-        "balanced_accuracy": _mean([_balanced(*columns) for columns in calls]),
-        "kappa": _mean([_kappa(task, *columns) for columns in calls]),
-        **{metric: _mean([figures[metric] for figures in found]) for metric in PER_CLASS},
-        **_calibration(task, labels, probabilities),
-    }
-
-
-def per_class(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
-) -> dict[str, dict[str, float | None]]:
-    """PER_CLASS of each class against the rest, of a binary task of class 1 alone; None for a class that no case, or
-    every case, has.
-    """
-    figures: dict[str, dict[str, float | None]] = {}
-    called = _called(task, probabilities, thresholds)
-    for k, positive in positives(task, labels).items():
-        both = _has_both(positive)
-        figures[task.classes[k]] = {
-            "auroc": float(roc_auc_score(positive, probabilities[:, k])) if both else None,
-            "auprc": float(average_precision_score(positive, probabilities[:, k])) if both else None,
-            "f1": float(f1_score(positive, called[:, k])) if both else None,
-        }
-    return figures
-
-
 def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
     """Per scored output which cases are positive: each class against the rest, of a binary task class 1 alone."""
     if task.multi_label:
@@ -116,117 +147,154 @@ def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
     return {k: labels == k for k in ([1] if task.kind == "binary" else range(len(task.classes)))}
 
 
-def resampled(
-    task: Task,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    weights: np.ndarray,
-    thresholds: Thresholds | None = None,
-    metrics: Sequence[str] = METRICS,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The figures that `score` gives, in many resamples of the cases at once; NaN where one leaves a figure undefined.
-
-    Args:
-        weights: how often each resample holds each case, (N, B).
-        metrics: names from METRICS.
-
-    Returns:
-        Per metric (B,), and per scored class its AUROC (B,).
-    """
-    scored = positives(task, labels)
-    aurocs = {task.classes[k]: weighted.auroc(cases, probabilities[:, k], weights) for k, cases in scored.items()}
-    calls, classes = _calls(task, labels, probabilities, thresholds), 2 if task.multi_label else len(task.classes)
-
-    def figure(metric: str) -> list[np.ndarray]:
-        """One per class or label, whose mean is meant, or just one."""
-        match metric:
-            case "auroc":
-                return list(aurocs.values())
-            case "auprc":
-                return [weighted.average_precision(cases, probabilities[:, k], weights) for k, cases in scored.items()]
-            case "f1":
-                called = _called(task, probabilities, thresholds)
-                return [weighted.f1(cases, called[:, k], weights) for k, cases in scored.items()]
-            case "balanced_accuracy":
-                return [weighted.balanced_accuracy(*columns, classes, weights) for columns in calls]
-            case "kappa":
-                return [weighted.kappa(*columns, classes, weights, task.kind == "ordinal") for columns in calls]
-            case "accuracy":
-                return [weighted.mean(_right(task, labels, probabilities), weights)]
-            case "ece":
-                pairs = _outcomes(task, labels, probabilities)
-                return [weighted.calibration_error(*pair, _BINS, weights) for pair in pairs]
-            case _:
-                return [weighted.mean(_losses(task, labels, probabilities)[metric], weights)]
-
-    return {metric: _defined_mean(figure(metric)) for metric in metrics}, aurocs
+def _accuracy(scored: Scored) -> float:
+    if scored.task.multi_label:
+        return float(np.mean(scored.labels == (scored.probabilities > 0.5)))
+    return float(accuracy_score(scored.labels, scored.probabilities.argmax(axis=1)))
 
 
-def _calls(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    if scored.task.multi_label:
+        return weighted.mean((scored.labels == (scored.probabilities > 0.5)).mean(axis=1), weights)
+    return weighted.mean(scored.labels == scored.probabilities.argmax(axis=1), weights)
+
+
+def _balanced_accuracy(scored: Scored) -> float | None:
+    pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
+    return _mean([float(balanced_accuracy_score(*pair)) for pair in pairs])
+
+
+def _balanced_accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    pairs, classes = _calls(scored), _classes_of_a_call(scored)
+    return _defined_mean([weighted.balanced_accuracy(*pair, classes, weights) for pair in pairs])
+
+
+def _kappa(scored: Scored) -> float | None:
+    pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
+    costs, classes = "quadratic" if scored.task.kind == "ordinal" else None, range(_classes_of_a_call(scored))
+    return _mean([float(cohen_kappa_score(*pair, labels=classes, weights=costs)) for pair in pairs])
+
+
+def _kappa_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    pairs, classes, quadratic = _calls(scored), _classes_of_a_call(scored), scored.task.kind == "ordinal"
+    return _defined_mean([weighted.kappa(*pair, classes, weights, quadratic) for pair in pairs])
+
+
+def _calls(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
     """The true and the predicted class of each case, (N,) and (N,); of a multi-label task a pair per label."""
-    if not task.multi_label:
-        return [(labels, probabilities.argmax(axis=1))]
-    above = probabilities >= (0.5 if thresholds is None else thresholds["balanced_accuracy"])
-    return list(zip(labels.T, above.T.astype(int), strict=True))
+    if not scored.task.multi_label:
+        return [(scored.labels, scored.probabilities.argmax(axis=1))]
+    return list(zip(scored.labels.T, scored.above("balanced_accuracy").T.astype(int), strict=True))
 
 
-def _called(task: Task, probabilities: np.ndarray, thresholds: Thresholds | None) -> np.ndarray:
-    """Which classes F1 takes for predicted, bool (N, outputs)."""
-    if task.multi_label:
-        return probabilities >= (0.5 if thresholds is None else thresholds["f1"])
-    return probabilities.argmax(axis=1)[:, None] == np.arange(probabilities.shape[1])
+def _classes_of_a_call(scored: Scored) -> int:
+    return 2 if scored.task.multi_label else len(scored.task.classes)
 
 
-def _right(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Whether the class of each case, or which share of its labels, was predicted, (N,)."""
-    if task.multi_label:
-        return (labels == (probabilities > 0.5)).mean(axis=1)
-    return labels == probabilities.argmax(axis=1)
+def _auroc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(roc_auc_score(positive, probabilities))
 
 
-def _losses(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, np.ndarray]:
-    """Log loss and Brier score of each case, (N,); of labels the mean over them."""
-    smallest = np.finfo(probabilities.dtype).eps
-    likely = np.clip(probabilities, smallest, 1 - smallest)
-    if task.kind in ("multi-label", "binary"):
-        outputs = list(positives(task, labels))
-        true = np.stack(list(positives(task, labels).values()), axis=1)
-        p, q = probabilities[:, outputs], likely[:, outputs]
-        return {"log_loss": -np.log(np.where(true, q, 1 - q)).mean(axis=1), "brier": ((p - true) ** 2).mean(axis=1)}
-    true = np.eye(len(task.classes))[labels]
-    return {"log_loss": -xlogy(true, likely).sum(axis=1), "brier": ((probabilities - true) ** 2).sum(axis=1)}
+def _auprc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(average_precision_score(positive, probabilities))
 
 
-def _outcomes(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What happened, 0 or 1, and how likely it was said to be, (N,) and (N,), of the label or class called."""
-    if task.kind in ("multi-label", "binary"):
-        return [(cases.astype(int), probabilities[:, k]) for k, cases in positives(task, labels).items()]
-    return [(_right(task, labels, probabilities).astype(int), probabilities.max(axis=1))]
+def _f1(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(f1_score(positive, predicted))
 
 
-def _calibration(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    losses = {metric: float(np.mean(values)) for metric, values in _losses(task, labels, probabilities).items()}
-    pairs = [tuple(map(torch.tensor, pair)) for pair in _outcomes(task, labels, probabilities)]
-    errors = [binary_calibration_error(confidence, outcomes, n_bins=_BINS) for outcomes, confidence in pairs]
-    return losses | {"ece": float(np.mean(errors))}
+def _log_loss(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([log_loss(positive, p, labels=[False, True]) for positive, p in pairs]))
+    return float(log_loss(scored.labels, scored.probabilities, labels=range(len(scored.task.classes))))
+
+
+def _log_loss_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    smallest = np.finfo(scored.probabilities.dtype).eps  # scikit-learn's
+    pairs = _outcomes(scored)
+    if pairs:
+        losses = [-np.log(np.clip(np.where(positive, p, 1 - p), smallest, 1 - smallest)) for positive, p in pairs]
+        return weighted.mean(np.mean(losses, axis=0), weights)
+    of_label = scored.probabilities[np.arange(len(scored.labels)), scored.labels]
+    return weighted.mean(-np.log(np.clip(of_label, smallest, 1 - smallest)), weights)
+
+
+def _brier(scored: Scored) -> float:
+    return float(np.mean(_brier_of_cases(scored)))
+
+
+def _brier_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    return weighted.mean(_brier_of_cases(scored), weights)
+
+
+def _brier_of_cases(scored: Scored) -> np.ndarray:
+    pairs = _outcomes(scored)
+    if pairs:
+        return np.mean([(p - positive) ** 2 for positive, p in pairs], axis=0)
+    one_hot = np.eye(len(scored.task.classes))[scored.labels]
+    return ((scored.probabilities - one_hot) ** 2).sum(axis=1)
+
+
+def _ece(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([_binary_ece(positive, p) for positive, p in pairs]))
+    probabilities, labels = torch.from_numpy(scored.probabilities), torch.from_numpy(scored.labels)
+    return float(multiclass_calibration_error(probabilities, labels, len(scored.task.classes), n_bins=_BINS))
+
+
+def _ece_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    likely = scored.probabilities
+    pairs = _outcomes(scored) or [(likely.argmax(axis=1) == scored.labels, likely.max(axis=1))]
+    return np.mean([weighted.calibration_error(*pair, _BINS, weights) for pair in pairs], axis=0)
+
+
+def _binary_ece(positive: np.ndarray, probabilities: np.ndarray) -> torch.Tensor:
+    return binary_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(positive).long(), n_bins=_BINS)
+
+
+def _outcomes(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of a binary task or each label which cases are positive, and their probabilities; none of several classes."""
+    if scored.task.kind not in ("multi-label", "binary"):
+        return []
+    found = positives(scored.task, scored.labels)
+    return [(positive, scored.probabilities[:, k].copy()) for k, positive in found.items()]
+
+
+def _by_class(of_class: OfClass, scored: Scored) -> dict[int, float | None]:
+    """A figure per scored output; None where all cases or none are positive."""
+    return {k: of_class(*columns) if _has_both(columns[0]) else None for k, columns in _columns(scored).items()}
+
+
+def _resampled(metric: Metric, scored: Scored, weights: np.ndarray) -> np.ndarray:
+    if metric.resampled:
+        return metric.resampled(scored, weights)
+    return _defined_mean(list(_by_class_resampled(metric.of_class_resampled, scored, weights).values()))
+
+
+def _by_class_resampled(of_class: OfClassResampled, scored: Scored, weights: np.ndarray) -> dict[int, np.ndarray]:
+    return {k: of_class(*columns, weights) for k, columns in _columns(scored).items()}
+
+
+def _columns(scored: Scored) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Per scored output what OfClass takes."""
+    called = scored.above("f1") if scored.task.multi_label else _one_hot(scored.probabilities.argmax(axis=1), scored)
+    found = positives(scored.task, scored.labels)
+    return {k: (positive, scored.probabilities[:, k], called[:, k]) for k, positive in found.items()}
+
+
+def _one_hot(classes: np.ndarray, scored: Scored) -> np.ndarray:
+    return classes[:, None] == np.arange(scored.probabilities.shape[1])
 
 
 def _has_both(positive: np.ndarray) -> bool:
     return bool(positive.any() and not positive.all())
 
 
-def _balanced(labels: np.ndarray, predicted: np.ndarray) -> float | None:
-    return float(balanced_accuracy_score(labels, predicted)) if len(np.unique(labels)) > 1 else None
-
-
-def _kappa(task: Task, labels: np.ndarray, predicted: np.ndarray) -> float | None:
-    if len(np.unique(labels)) < 2:
-        return None
-    classes = range(2 if task.multi_label else len(task.classes))
-    weights = "quadratic" if task.kind == "ordinal" else None
-    return float(cohen_kappa_score(labels, predicted, labels=classes, weights=weights))
+def _mean(values: list[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def _defined_mean(values: list[np.ndarray]) -> np.ndarray:
@@ -234,6 +302,23 @@ def _defined_mean(values: list[np.ndarray]) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+METRICS = {
+    "accuracy": Metric("accuracy", of=_accuracy, resampled=_accuracy_resampled),
+    "balanced_accuracy": Metric("balanced accuracy", of=_balanced_accuracy, resampled=_balanced_accuracy_resampled),
+    "kappa": Metric("Cohen's kappa", of=_kappa, resampled=_kappa_resampled, aside=True),
+    "auroc": Metric("AUROC", _auroc, of_class_resampled=lambda true, p, _, weights: weighted.auroc(true, p, weights)),
+    "auprc": Metric(
+        "AUPRC", _auprc, of_class_resampled=lambda true, p, _, weights: weighted.average_precision(true, p, weights)
+    ),
+    "f1": Metric("F1", _f1, of_class_resampled=lambda true, _, called, weights: weighted.f1(true, called, weights)),
+    "log_loss": Metric("log loss", of=_log_loss, resampled=_log_loss_resampled, lower_is_better=True, aside=True),
+    "brier": Metric("Brier score", of=_brier, resampled=_brier_resampled, lower_is_better=True, aside=True),
+    "ece": Metric("ECE", of=_ece, resampled=_ece_resampled, lower_is_better=True, aside=True),
+}
+# What has an interval over test cases, and what a verdict can be about.
+RESAMPLED = tuple(name for name, metric in METRICS.items() if metric.resampled or metric.of_class_resampled)
+
+
+def title_of(metric: str) -> str:
+    """As reports write it; a data set's own figures have no entry in METRICS and are written as they are called."""
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")

@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from ..data.tasks import Predictions, Task
 from ..options import BASELINE, MARGIN
 from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
-from .metrics import LOWER_IS_BETTER, METRIC_NAMES, METRICS
+from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
 from .pooling import holm
 from .verdict import Question, judge
 
 _SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
+
+SCHEMA = 2  # of summary.json; what another version wrote is made anew from the run folder
 
 Results = dict[int, dict[str, dict[str, Any]]]
 
@@ -36,8 +39,29 @@ class Rule:
     planned_seeds: int | None = None
 
 
+def scored_anew(task: Task, result: dict[str, Any], val: Predictions, test: Predictions) -> dict[str, Any]:
+    """A stage's result with the figures that the metrics give today, from its predictions at the kept epoch.
+
+    The last epoch has left no predictions: it keeps the figures of its time. So do a data set's own figures.
+
+    Args:
+        result: the content of result.json.
+    """
+    thresholds = choose_thresholds(task, val.labels, val.probabilities)
+    scores = score(task, test.labels, test.probabilities, thresholds)
+    recorded, last = result["kept"]["test"], result["last"]["test"]
+    kept = scores | {name: value for name, value in recorded.items() if name not in METRICS}
+    return {
+        **result,
+        "kept": {"test": kept},
+        "last": {"test": {name: last.get(name) for name in kept}},
+        "per_class": per_class(task, test.labels, test.probabilities, thresholds),
+    }
+
+
 def summarise(
-    task: str,
+    data: str,
+    task: Task,
     results: Results,
     bootstrap: Bootstrap | None = None,
     rule: Rule = Rule(),
@@ -47,8 +71,8 @@ def summarise(
     """The content of summary.json.
 
     Args:
-        task: the kind of task.
-        results: per seed and arm the result of that stage.
+        data: name of the data set.
+        results: per seed and arm what scored_anew makes of the result of that stage.
         bootstrap: resamples of the test set, scored by the kept weights of every arm; without it nothing is judged.
         rule: what the verdicts rest on.
         identical: pairs of arms whose weights are equal in every seed.
@@ -59,7 +83,10 @@ def summarise(
     kept = _figures(results, arms, "kept", bootstrap)
     verdicts = _verdicts(kept, bootstrap, rule, identical) if bootstrap else []
     return {
-        "task": task,
+        "schema": SCHEMA,
+        "data": data,
+        "task": task.kind,
+        "classes": list(task.classes),
         "seeds": seeds,
         "rule": asdict(rule),
         "looks": looks,
@@ -77,7 +104,7 @@ def summarise(
 def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Per arm each test metric over seeds, and per other arm its difference to the baseline, seed by seed."""
     figures = {arm: _over_seeds([result[arm][epoch]["test"] for result in results.values()]) for arm in arms}
-    for arm, metric in product(arms, METRICS):
+    for arm, metric in product(arms, RESAMPLED):
         if metric in figures[arm]:
             figures[arm][metric] |= _bootstrapped(bootstrap, arm, metric=metric)
 
@@ -129,10 +156,10 @@ def _verdicts(
         question = Question(
             arm,
             reference,
-            METRIC_NAMES[rule.metric],
+            title_of(rule.metric),
             bootstrap.units,
             bootstrap.unit,
-            rule.metric in LOWER_IS_BETTER,
+            METRICS[rule.metric].lower_is_better,
             rule.margin,
             len(others),
         )
@@ -177,7 +204,7 @@ def _bootstrapped(
     name: str | None = None,
 ) -> dict[str, float | None]:
     scored = bootstrap is not None and metric in bootstrap.figures
-    low, high = bootstrap.interval(arm, reference, metric, name) if scored else (None, None)
+    low, high = bootstrap.interval(arm, reference, name, metric) if scored else (None, None)
     return {"bootstrap_low": low, "bootstrap_high": high}
 
 
@@ -208,7 +235,7 @@ def _difference(
     over_seeds = paired_t(paired)
     spread: dict[str, Any] = {"low": None, "high": None, "p": None, **dict.fromkeys(_SPREAD)}
     if bootstrap and metric in bootstrap.figures and None not in paired:
-        errors = error_covariances(bootstrap.replicates((arm, reference), metric, name)) if len(paired) > 1 else None
+        errors = error_covariances(bootstrap.replicates((arm, reference), name, metric)) if len(paired) > 1 else None
         found = compare(np.array(pairs).T, errors)
         low, high = found.interval(LEVEL)
         spread = {"low": low, "high": high, "p": found.p, **{key: getattr(found, key) for key in _SPREAD}}

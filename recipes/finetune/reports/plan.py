@@ -2,7 +2,7 @@
 
 from ..errors import InputError
 from ..judging.formatting import number
-from ..judging.metrics import METRIC_NAMES
+from ..judging.metrics import title_of
 from ..judging.power import seeds_needed, smallest_detectable
 from ..judging.summary import difference_of
 from ..runs.finished import FinishedRun
@@ -19,13 +19,13 @@ def plan_text(run: FinishedRun, margin: float | None = None) -> str:
         if difference.standard_error is None:
             raise InputError(
                 f"the run in {run.folder} shows no spread over seeds to plan by: give one of two seeds or more, whose "
-                f"test set defines {METRIC_NAMES[rule['metric']]}"
+                f"test set defines {title_of(rule['metric'])}"
             )
         needed = seeds_needed(difference, margin, len(arms))
         smallest = smallest_detectable(difference, len(arms))
         rows.append([arm, _seeds(needed.difference), _seeds(needed.equivalence), number(smallest, "{:.2g}")])
     pilot = f"the {len(run.seeds)} seeds of {run.name}"
-    heading = f"Seeds for a margin of {margin:g} {METRIC_NAMES[rule['metric']]} (80 % power), from {pilot}"
+    heading = f"Seeds for a margin of {margin:g} {title_of(rule['metric'])} (80 % power), from {pilot}"
     notes = "The spread of few seeds is itself uncertain: take the numbers for a guide."
     if any("none" in row for row in rows):
         notes += " none: the test set is too small for it, whatever the number of seeds."

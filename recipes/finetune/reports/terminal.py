@@ -3,21 +3,20 @@
 from typing import Any
 
 from ..judging.formatting import number
-from ..judging.metrics import CALIBRATION
+from ..judging.metrics import METRICS
 from ..judging.summary import left_out, total_merges
 from ..options import BASELINE
 from .verdicts import judged_difference, looks_text, margin_text, noise_text, power_text
-
-_LEFT_OUT = {*CALIBRATION, "kappa"}
 
 
 def table(summary: dict[str, Any]) -> str:
     """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts.
 
-    Other figures of calibration and kappa are left to summary.csv, for the table to fit a screen.
+    Some are left to summary.csv, for the table to fit a screen.
     """
     primary = summary["rule"]["metric"]
-    metrics = [metric for metric in summary["arms"][BASELINE] if metric not in _LEFT_OUT or metric == primary]
+    aside = {name for name, metric in METRICS.items() if metric.aside and name != primary}
+    metrics = [name for name in summary["arms"][BASELINE] if name not in aside]
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):

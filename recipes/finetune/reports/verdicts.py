@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..judging.formatting import bounds, number
-from ..judging.metrics import METRIC_NAMES
+from ..judging.metrics import title_of
 from ..options import BASELINE
 
 RULE = (
@@ -39,7 +39,7 @@ def power_text(verdict: dict[str, Any]) -> str | None:
 def margin_text(summary: dict[str, Any]) -> str:
     """The margin, and whether anyone chose it."""
     rule = summary["rule"]
-    margin = f"The margin is {rule['margin']:g} {METRIC_NAMES[rule['metric']]}, fixed before the run"
+    margin = f"The margin is {rule['margin']:g} {title_of(rule['metric'])}, fixed before the run"
     return f"{margin}." if rule["margin_chosen"] else f"{margin} by default and not chosen for these data (--margin)."
 
 

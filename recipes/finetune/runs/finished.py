@@ -1,19 +1,23 @@
-"""A finished run as its folder tells it, for those who report on it."""
+"""A run whose arms are all finished, as its folder tells it, for those who judge it and report on it."""
 
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from ..data.tasks import Task
+from ..data.tasks import Predictions, Task
 from ..errors import InputError
-from ..options import BASELINE
-from .layout import CONFIG, CURVES, DATA, MERGES, VERSIONS, predictions_file, stage_folder
+from ..judging.intervals import Bootstrap, bootstrap
+from ..judging.metrics import choose_thresholds
+from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
+from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
+from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from .looks import read_looks
 from .results import read_predictions
 from .sections import Section, read_sections
 from .summaries import read_summary
@@ -21,19 +25,15 @@ from .summaries import read_summary
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run folder holds, read when it is asked for."""
+    """What a run folder holds and what follows from it, each read or computed once, when it is asked for."""
 
     folder: Path
 
     def __post_init__(self) -> None:
         if not (self.folder / CONFIG).exists():
             raise InputError(f"{self.folder} is no run folder: it has no {CONFIG}; give the --output of a recipe")
-        if read_summary(self.folder) is None:
+        if not all((self.stage(seed, arm) / RESULT).exists() for seed in self.seeds for arm in self.arms):
             raise InputError(f"the run in {self.folder} is not finished: go on with it by the recipe's --resume first")
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        return read_summary(self.folder)
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -41,29 +41,52 @@ class FinishedRun:
 
     @cached_property
     def versions(self) -> dict[str, Any]:
-        return json.loads((self.folder / VERSIONS).read_text(encoding="utf-8"))
+        return self._json(VERSIONS)
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What the run has recorded of its data, if anything."""
-        path = self.folder / DATA
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """What the run has recorded of its data."""
+        recorded = self._json(DATA) if (self.folder / DATA).exists() else {}
+        if "classes" in recorded:
+            return recorded
+        # Runs of inmerge_optim 0.1 tell the task in their summary alone.
+        if not (self.folder / SUMMARY).exists():
+            raise InputError(f"{self.folder} doesn't say what was learnt: {DATA} and {SUMMARY} of its run are missing")
+        summary = self._json(SUMMARY)
+        return {"name": summary["data"], "task": summary["task"], "classes": summary["classes"], **recorded}
 
     @property
     def name(self) -> str:
-        return f"{self.summary['data']}, {self.options['model']}"
+        return f"{self.description['name']}, {self.options['model']}"
 
     @property
     def task(self) -> Task:
-        return Task(self.summary["task"], tuple(self.summary["classes"]))
+        return Task(self.description["task"], tuple(self.description["classes"]))
+
+    @cached_property
+    def looks(self) -> list[dict[str, Any]]:
+        """What the run was judged on each time that it was."""
+        return read_looks(self.folder)
 
     @property
     def seeds(self) -> list[int]:
-        return self.summary["seeds"]
+        """Those that the run was begun with and those that were added, as it was last judged."""
+        return (self.looks[-1] if self.looks else self.options)["seeds"]
 
     @property
     def arms(self) -> list[str]:
-        return list(self.summary["arms"])
+        return (self.looks[-1] if self.looks else self.options)["arms"]
+
+    @property
+    def rule(self) -> Rule:
+        """What the run is judged by, as it was fixed before it began; runs of inmerge_optim 0.1 fixed nothing."""
+        options = self.options
+        return Rule(
+            options.get("primary_metric", Rule.metric),
+            options.get("margin", MARGIN),
+            options.get(MARGIN_CHOSEN, False),
+            options.get("planned_seeds"),
+        )
 
     @property
     def other_arms(self) -> list[str]:
@@ -75,6 +98,7 @@ class FinishedRun:
 
     @property
     def sections(self) -> list[Section]:
+        """What the recipe added to the report."""
         return read_sections(self.folder)
 
     def stage(self, seed: int, name: str) -> Path:
@@ -88,14 +112,71 @@ class FinishedRun:
         """merges.csv of an arm, a row per seed, epoch and selected layer; there is one where any arm merges."""
         return self._tables(arm, MERGES)
 
+    @cached_property
+    def predictions(self) -> dict[str, list[Predictions]]:
+        """Per arm those on test by the kept weights of each seed, in the order of the seeds."""
+        return self._predictions("test")
+
+    @cached_property
+    def validation(self) -> dict[str, list[Predictions]]:
+        """The same on validation."""
+        return self._predictions("val")
+
+    @cached_property
+    def results(self) -> Results:
+        """Per seed and arm the result of the stage, with the figures of its kept epoch scored anew."""
+        return {
+            seed: {
+                arm: scored_anew(
+                    self.task,
+                    json.loads((self.stage(seed, arm) / RESULT).read_text(encoding="utf-8")),
+                    self.validation[arm][place],
+                    self.predictions[arm][place],
+                )
+                for arm in self.arms
+            }
+            for place, seed in enumerate(self.seeds)
+        }
+
+    @cached_property
+    def resampled_test(self) -> Bootstrap:
+        """The bootstrap over the test set."""
+        test = self.predictions[BASELINE][0]
+        probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in self.predictions.items()}
+        thresholds = {
+            arm: [choose_thresholds(self.task, found.labels, found.probabilities) for found in seeds]
+            for arm, seeds in self.validation.items()
+        }
+        return bootstrap(self.task, test.labels, probabilities, test.patients, thresholds=thresholds)
+
+    @cached_property
+    def identical(self) -> set[tuple[str, str]]:
+        """Pairs of arms whose weights are equal to the bit in every seed."""
+        weights = {arm: [self.results[seed][arm]["files"][WEIGHTS] for seed in self.seeds] for arm in self.arms}
+        return {pair for pair in permutations(self.arms, 2) if weights[pair[0]] == weights[pair[1]]}
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json: a function of the run folder alone, by the metrics and rules of today."""
+        looks = max(1, len(self.looks))
+        return summarise(
+            self.description["name"], self.task, self.results, self.resampled_test, self.rule, self.identical, looks
+        )
+
+    def _predictions(self, part: str) -> dict[str, list[Predictions]]:
+        return {arm: [read_predictions(self.stage(seed, arm), part) for seed in self.seeds] for arm in self.arms}
+
     def _tables(self, stage: str, file: str) -> pd.DataFrame:
         tables = {seed: pd.read_csv(self.stage(seed, stage) / file) for seed in self.seeds}
         return pd.concat(tables, names=["seed"]).reset_index("seed")
 
-    @cached_property
-    def predictions(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-        """Per arm the labels and probabilities on test of each seed, in their order; see read_predictions."""
-        return {
-            arm: [read_predictions(self.stage(seed, arm) / predictions_file("test")) for seed in self.seeds]
-            for arm in self.arms
-        }
+    def _json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def current_summary(run: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, made anew where another version has written it; None where there is none yet."""
+    summary = read_summary(run)
+    if summary is None or summary.get("schema") == SCHEMA:
+        return summary
+    return FinishedRun(run).summary

@@ -6,10 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..files import write_json
-from ..judging.formatting import bounds, number, with_bounds
 from .layout import SECTIONS
-
-SIGNED = "{:+.4f}"
 
 
 @dataclass(frozen=True)
@@ -38,20 +35,3 @@ def read_sections(run: Path) -> list[Section]:
     """The sections that a recipe added, none of them where it added none."""
     path = run / SECTIONS
     return [Section(**content) for content in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
-
-
-def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
-    """A cell with a figure."""
-    return None if value is None else number(value, form)
-
-
-def range_text(low: float | None, high: float | None) -> str | None:
-    """A cell with an interval, to two significant digits of its half-width."""
-    return None if low is None or high is None else bounds(low, high)
-
-
-def interval_text(value: float | None, interval: tuple[float | None, float | None]) -> str | None:
-    """A cell with a difference and its interval, as far as they are defined."""
-    if value is None or None in interval:
-        return number_text(value, SIGNED)
-    return with_bounds(value, *interval)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from finetune.data.tasks import Task
 from finetune.judging import weighted
-from finetune.judging.metrics import METRICS, choose_thresholds, per_class, resampled, score
+from finetune.judging.metrics import (
+    RESAMPLED,
+    Scored,
+    choose_thresholds,
+    per_class,
+    resample,
+    resample_aurocs,
+    score,
+)
 from sklearn.metrics import (
     average_precision_score,
     balanced_accuracy_score,
@@ -76,8 +84,8 @@ def test_resamples_are_scored_as_the_drawn_cases_are(task: Task) -> None:
         probabilities /= probabilities.sum(axis=1, keepdims=True)
     thresholds = choose_thresholds(task, labels, probabilities)
     draws = rng.multinomial(cases, np.full(cases, 1 / cases), size=12)
-    found, aurocs = resampled(task, labels, probabilities, draws.T.astype(np.float32), thresholds)
-    assert tuple(found) == METRICS
+    scored, weights = Scored(task, labels, probabilities, thresholds), draws.T.astype(np.float32)
+    found, aurocs = resample(scored, weights, RESAMPLED), resample_aurocs(scored, weights)
     for k, draw in enumerate(draws):
         rows = np.repeat(np.arange(cases), draw)
         expected = score(task, labels[rows], probabilities[rows], thresholds)
