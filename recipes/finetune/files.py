@@ -1,22 +1,29 @@
-"""Files that are whole or absent: each is written beside its place, flushed to the disk and renamed."""
+"""Files of settings and results, read with care and written so that they are whole or absent.
+
+Each is written beside its place, flushed to the disk and renamed. What is read may come from anyone.
+"""
 
 import csv
 import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 PARTIAL = ".partial"
+_LARGEST_YAML = 64 * 1024  # bytes, which take the parser half a second
+_DEEPEST_YAML = 8
 
 
 @contextmanager
@@ -25,20 +32,93 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise InputError(
             f"{path} can't be written ({reason}): make room or mend the access, then go on with --resume from the last "
             "checkpoint, which is intact"
         ) from error
 
 
+def regular_file(path: Path) -> os.stat_result | None:
+    """The status of a file that can be read to its end, be it through a link; None for anything else, and for nothing.
+
+    To open a pipe would wait for its other end, and a device may have no end.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # nothing there, a link to nothing or to itself, or no name that a file can have
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of settings; an InputError where it is none.
+
+    Neither aliases nor deep nesting are of use in settings, and either can make a small file a large task.
+    """
+    try:
+        text = _text_of(path, _LARGEST_YAML)
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_YAML:
+                raise ValueError(f"line {event.start_mark.line + 1} has an alias, or nests too deep")
+        content = yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{path} can't be read as YAML ({first_line(error)}): give an existing YAML file") from error
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{path} must hold `option: value` lines, not a {type(content).__name__}")
+    return content or {}
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; an InputError where it is none."""
+    try:
+        return json.loads(_text_of(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read as JSON ({first_line(error)}): it is damaged") from error
+
+
+def _text_of(path: Path, largest: int | None = None) -> str:
+    status = regular_file(path)
+    if status is None:
+        raise ValueError("it is no file, or not there")
+    if largest is not None and status.st_size > largest:
+        raise ValueError(f"it has {status.st_size:,} bytes, more than {largest:,}")
+    return path.read_text(encoding="utf-8")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     with storage_errors(path):
-        partial = path.with_name(path.name + PARTIAL)
-        partial.write_bytes(content)
-        flush(partial)
+        partial = _write_partial(path, content)
         os.replace(partial, path)
         flush(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that nobody has written yet; an InputError where it is there, be it since a moment ago."""
+    with storage_errors(path):
+        partial = _write_partial(path, content)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise InputError(f"{path} was written by another launch meanwhile: choose another folder") from None
+        except OSError:  # a file system without hard links
+            path.touch(exist_ok=False)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(path.parent)
+
+
+def _write_partial(path: Path, content: bytes) -> Path:
+    """Write the content beside the file's place, through no link that lies there, and flush it."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(content)
+    flush(partial)
+    return partial
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,8 +1,8 @@
 """The paired trial: for each seed a backbone stage, then every arm from its last weights."""
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,20 +12,23 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
-from .errors import InputError
+from .errors import InputError, first_line
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
-from .runs.layout import REPORT, TENSORBOARD
+from .runs.layout import CONFIG, REPORT, TENSORBOARD
+from .runs.lock import hold_run
 from .runs.looks import record_look
 from .runs.sections import Section, write_sections
 from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
 from .runs.summaries import read_summary, write_summary
+from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
 from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
 from .training.optim import create_optimizer
+from .training.peers import is_lost_peer, watched_peers
 from .training.plan import arm_stage, backbone_stage
 from .training.randomness import seed_globals
 from .training.stage import run_stage
@@ -60,6 +63,39 @@ def run_trial(
     check_tracker(options.tracker)
     run = options.output or Path("runs") / name
     accelerator = _accelerator(options, run)
+    with _told_what_is_kept(run, options), hold_run(run, accelerator), watched_peers():
+        _run_or_go_on(accelerator, options, run, load_data, main_first, add_sections)
+
+
+@contextmanager
+def _told_what_is_kept(run: Path, options: Options) -> Iterator[None]:
+    """Say of a signal, of a dead worker and of a lost process what the run folder keeps, and how to go on."""
+    try:
+        yield
+    except (Stopped, RuntimeError) as error:
+        again = "give the same command again" + ("" if options.resume else " with --resume")
+        kept = f"{run} keeps all up to the last whole epoch: {again}"
+        if not (run / CONFIG).exists():
+            kept = "nothing was begun: give the same command again"
+        if isinstance(error, Stopped):
+            error.kept = kept
+            raise
+        text = first_line(error)
+        if text.startswith("DataLoader worker"):
+            raise InputError(f"{text.strip('. ')}, as when memory runs out; choose fewer --workers; {kept}") from error
+        if is_lost_peer(error):
+            raise InputError(f"another process of the launch has ended ({text}); {kept}") from error
+        raise
+
+
+def _run_or_go_on(
+    accelerator: Accelerator,
+    options: Options,
+    run: Path,
+    load_data: Callable[[], ImageData],
+    main_first: bool,
+    add_sections: AddSections | None,
+) -> None:
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)

@@ -25,7 +25,7 @@ class EncodedImages(Protocol):
         ...
 
     def read(self, row: int) -> bytes | None:
-        """The encoded file, or None when there is none."""
+        """The encoded file, or None when there is none; an OSError says that it can't be read now."""
         ...
 
 
@@ -44,10 +44,7 @@ class ImageFiles:
 
     def read(self, row: int) -> bytes | None:
         path = self.paths[row]
-        try:
-            return None if path is None else Path(path).read_bytes()
-        except OSError:
-            return None
+        return None if path is None else Path(path).read_bytes()
 
 
 @dataclass(frozen=True)

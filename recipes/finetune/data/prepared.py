@@ -1,19 +1,25 @@
 """Images decoded and resized once, in Arrow files that training reads by memory map.
 
 The prepared images lie in files of `SHARD` rows. Each is named by a hash of what it was made from, written beside its
-place and renamed. So preparing goes on where it was killed, a changed source image makes one file anew, and what is
-there can be trusted. Processes that prepare the same folder wait for one another by a file lock, which the system
-releases when its holder dies.
+place and renamed. So preparing goes on where it was killed, and a changed source image makes one file anew, for which
+the images that are still the same are copied. Processes that prepare the same folder wait for one another by a file
+lock, which the system releases when its holder dies.
+
+A row has the image, or the decoder's reason for which there is none, with a checksum of it that is compared whenever
+the row is read: pixels that a disk has spoiled would be trained on without a word.
 """
 
+import copy
 import hashlib
 import io
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+import zlib
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,46 +28,88 @@ import datasets
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import InputError, is_main_process
+from ..errors import InputError, first_line, is_main_process
 from ..files import PARTIAL, flush
 from .catalogue import PARTS, Catalogue, EncodedImages, check_complete
 from .images import ImageData, Split
 
 SHARD = 512
-FEATURES = datasets.Features({"image": datasets.Value("binary")})
+FEATURES = datasets.Features(
+    {
+        "image": datasets.Value("binary"),  # null where there is none
+        "reason": datasets.Value("string"),  # why there is none
+        "checksum": datasets.Value("uint32"),  # CRC-32 of the image or the reason
+        "source": datasets.Value("binary"),  # SHA-256 of the image file, null where there was none
+    }
+)
 _BATCH = 64
-_FORM = "grey, PIL bilinear, 1"
+_FORM = "grey, PIL bilinear, 2"
+_FORMATS = ("PNG", "JPEG")  # PIL knows formats that it hands to other programs
 _MODES_OF_8_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+
+
+class UnreadableImage(Exception):
+    """What was read is no image that can be used; the message says why, as a remark on the image."""
 
 
 class PreparedImages:
     """Grey squares in a fixed order, uint8 of shape (N, 1, side, side); none is read before it is asked for."""
 
-    def __init__(self, data: datasets.Dataset, side: int, rows: np.ndarray | None = None) -> None:
-        self._data, self._side = data, side
-        self._rows = np.arange(len(data)) if rows is None else rows
+    def __init__(self, files: dict[Path, datasets.Dataset], side: int) -> None:
+        self._paths, self._side = list(files), side
+        self._data = datasets.concatenate_datasets(list(files.values())).data
+        self._rows = np.arange(len(self._data))
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return len(self._rows), 1, self._side, self._side
 
     def __getitem__(self, rows: list[int]) -> np.ndarray:
-        column = self._data.data.column("image")
+        """Read these images.
+
+        Raises:
+            InputError: one of them is not as it was written.
+        """
         images = np.empty((len(rows), self._side * self._side), dtype=np.uint8)
         for image, row in zip(images, self._rows[rows].tolist(), strict=True):
-            image[:] = np.frombuffer(column[row].as_buffer(), dtype=np.uint8)
+            image[:] = np.frombuffer(self._content("image", row, len(image)), dtype=np.uint8)
         return images.reshape(-1, *self.shape[1:])
 
     def select(self, rows: np.ndarray) -> "PreparedImages":
-        return PreparedImages(self._data, self._side, self._rows[rows])
+        part = copy.copy(self)
+        part._rows = self._rows[rows]
+        return part
 
-    def absent(self) -> np.ndarray:
-        """Which rows hold no image, bool (N,), because there was none or it could not be read."""
-        return self._data.data.column("image").is_null().to_numpy()[self._rows]
+    def absent(self) -> dict[int, str]:
+        """The rows that hold no image, each with the reason."""
+        missing = np.flatnonzero(self._data.column("image").is_null().to_numpy()[self._rows]).tolist()
+        return {row: bytes(self._content("reason", self._rows[row])).decode() for row in missing}
+
+    def made_from(self, digest: bytes, row: int) -> bytes | None:
+        """The image, if it is whole, and was made from a file with this SHA-256."""
+        if self._data.column("source")[row].as_py() != digest:
+            return None
+        try:
+            return bytes(self._content("image", row, self._side**2))
+        except InputError:
+            return None
+
+    def _content(self, column: str, row: int, size: int | None = None) -> memoryview:
+        """The bytes of one cell, as they were written."""
+        cell = self._data.column(column)[row]
+        content = memoryview(cell.as_buffer() if cell.is_valid else b"")
+        whole = cell.is_valid and size in (None, len(content))
+        if not whole or zlib.crc32(content) != self._data.column("checksum")[row].as_py():
+            raise _damage(self._paths[row // SHARD], "an image has another checksum")
+        return content
+
+
+def _damage(path: Path, reason: object) -> InputError:
+    return InputError(f"{path} is damaged ({reason}): delete it and give the same command again")
 
 
 def prepared_data(
@@ -79,10 +127,10 @@ def prepared_data(
     _check_parts(catalogue.name, {part: catalogue.rows(part) for part in PARTS})
     folder = prepared_dir / f"{catalogue.name}-{prepare_size}px"
     images = prepare(catalogue.images, prepare_size, folder, workers)
-    absent = images.absent()
-    left_out = [catalogue.cases[row] for row in np.flatnonzero(absent)]
-    check_complete(left_out, len(catalogue.cases), "can't be read as 8-bit images", allow_missing)
-    rows = {part: (found := catalogue.rows(part))[~absent[found]] for part in PARTS}
+    left_out = {catalogue.cases[row]: reason for row, reason in images.absent().items()}
+    lacking = [f"{case} {reason}" for case, reason in left_out.items()]
+    check_complete(lacking, len(catalogue.cases), "can't be used", allow_missing)
+    rows = {part: np.setdiff1d(catalogue.rows(part), list(images.absent())) for part in PARTS}
     _check_parts(catalogue.name, rows)
     splits = {part: _split(catalogue, images, found) for part, found in rows.items()}
     return ImageData(
@@ -136,29 +184,41 @@ def prepare(source: EncodedImages, side: int, folder: Path, workers: int) -> Pre
         workers: processes that decode; 0: this one.
     """
     files = _files(source, side, folder)
-    if not all(map(Path.exists, files)):
-        with _storage_errors(folder):
+    with _storage_errors(folder):
+        if not all(map(Path.exists, files)):
             folder.mkdir(parents=True, exist_ok=True)
             with _lock_of(folder):
                 # Looked for again, because the one that had the lock may have written them all.
                 absent = {path: rows for path, rows in files.items() if not path.exists()}
                 if absent:
                     _write(absent, source, side, workers)
-    return PreparedImages(datasets.concatenate_datasets([_open(*file) for file in files.items()]), side)
+                    _tell_of_others(folder, files)
+    return PreparedImages({path: _open(path, rows, side) for path, rows in files.items()}, side)
 
 
-def grey_square(encoded: bytes, side: int) -> bytes | None:
-    """The pixels of an image file as one 8-bit channel, resized by PIL; None when they can't be read as such.
+def grey_square(encoded: bytes, side: int) -> bytes:
+    """The pixels of a PNG or JPEG file as one 8-bit channel, resized by PIL.
 
     Alpha is dropped. Images of 16 bits are refused, because PIL would clip them.
+
+    Raises:
+        UnreadableImage: by what is in the file. Running out of memory says nothing of it, and is raised as it is.
     """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode in _MODES_OF_8_BITS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+                if image.mode not in _MODES_OF_8_BITS:
+                    raise UnreadableImage("is not of 8 bits")
                 return image.convert("L").resize((side, side), Image.Resampling.BILINEAR).tobytes()
-    except Exception:  # whatever PIL's decoders raise on a damaged file
-        pass
-    return None
+    except (MemoryError, UnreadableImage):
+        raise
+    except UnidentifiedImageError:
+        raise UnreadableImage("is neither PNG nor JPEG") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise UnreadableImage(f"has more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
+    except Exception as error:  # whatever PIL's decoders raise on a damaged file
+        raise UnreadableImage(f"is damaged: {first_line(error)}") from None
 
 
 def _files(source: EncodedImages, side: int, folder: Path) -> dict[Path, range]:
@@ -173,14 +233,35 @@ def _files(source: EncodedImages, side: int, folder: Path) -> dict[Path, range]:
 
 
 class _GreySquares(Dataset):
-    """The decoded images, for a loader's worker processes."""
+    """Rows to write, made of the encoded images, for a loader's worker processes."""
 
-    def __init__(self, source: EncodedImages, side: int) -> None:
-        self.source, self.side = source, side
+    def __init__(self, source: EncodedImages, side: int, earlier: dict[int, PreparedImages | None]) -> None:
+        self.source, self.side, self.earlier = source, side, earlier
 
-    def __getitem__(self, row: int) -> bytes | None:
-        encoded = self.source.read(row)
-        return None if encoded is None else grey_square(encoded, self.side)
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        image, reason, digest = None, None, None
+        try:
+            encoded = self.source.read(row)
+            if encoded is None:
+                raise UnreadableImage("is not there")
+            digest = hashlib.sha256(encoded).digest()
+            earlier = self.earlier.get(row // SHARD)
+            image = earlier and earlier.made_from(digest, row % SHARD)
+            image = image or grey_square(encoded, self.side)
+        except UnreadableImage as error:
+            reason = str(error)
+        except (OSError, MemoryError, pa.ArrowException) as error:
+            raise InputError(
+                f"image {row + 1} of {len(self.source)} can't be read now ({first_line(error)}): mend that and give "
+                "the same command again, which goes on where it stopped"
+            ) from error
+        checksum = zlib.crc32(image if reason is None else reason.encode())
+        return {"image": image, "reason": reason, "checksum": checksum, "source": digest}
+
+
+def _about(path: Path, side: int) -> dict[bytes, bytes]:
+    """What a file says of itself, in its schema's metadata."""
+    return {b"form": f"{_FORM}, {side}".encode(), b"name": path.name.encode()}
 
 
 def _end_with_parent(worker: int) -> None:
@@ -197,27 +278,54 @@ def _end_with_parent(worker: int) -> None:
 def _write(files: dict[Path, range], source: EncodedImages, side: int, workers: int) -> None:
     """Write the files one after the other, from batches that the workers decode in order."""
     batches = [rows[start : start + _BATCH] for rows in files.values() for start in range(0, len(rows), _BATCH)]
-    squares = _GreySquares(source, side)
+    earlier = {rows.start // SHARD: _earlier(path, rows, side) for path, rows in files.items()}
+    squares = _GreySquares(source, side, earlier)
     loading = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
     decoded = iter(DataLoader(squares, batch_sampler=batches, **loading))
     count = sum(map(len, files.values()))
     print(f"Preparing {count:,} images of {side} x {side} in {next(iter(files)).parent}", file=sys.stderr)
     with tqdm(total=count, unit=" images", disable=None) as bar:
         for path, rows in files.items():
-            with _whole_file(path) as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as stream:
+            schema = FEATURES.arrow_schema.with_metadata(FEATURES.arrow_schema.metadata | _about(path, side))
+            with _whole_file(path) as file, pa.ipc.new_stream(file, schema) as stream:
                 for _ in range(0, len(rows), _BATCH):
-                    images = pa.array(next(decoded), pa.binary())
-                    stream.write_batch(pa.record_batch([images], schema=FEATURES.arrow_schema))
+                    images = next(decoded)
+                    stream.write_batch(pa.RecordBatch.from_pylist(images, schema))
                     bar.update(len(images))
 
 
-def _open(path: Path, rows: range) -> datasets.Dataset:
+def _earlier(path: Path, rows: range, side: int) -> PreparedImages | None:
+    """What was prepared in this place before some source image changed, if it can be used."""
+    for earlier in path.parent.glob(f"{path.name[:6]}*.arrow"):
+        with suppress(InputError):
+            return PreparedImages({earlier: _open(earlier, rows, side)}, side)
+    return None
+
+
+def _tell_of_others(folder: Path, files: Container[Path]) -> None:
+    """Say what earlier preparations have left; other data may use it."""
+    others = [path for path in folder.glob("*.arrow") if path not in files]
+    if others and is_main_process():
+        size = sum(path.stat().st_size for path in others) / 1e9
+        print(
+            f"{len(others):,} files in {folder}, {size:.1f} GB, are of earlier preparations or of other data: delete "
+            "those that nothing uses",
+            file=sys.stderr,
+        )
+
+
+def _open(path: Path, rows: range, side: int) -> datasets.Dataset:
     try:
+        with pa.memory_map(str(path)) as file:
+            schema = pa.ipc.open_stream(file).schema
         data = datasets.Dataset.from_file(str(path))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and give the same command again") from error
+        data.data.validate(full=True)  # that no cell reaches out of the file
+    except Exception as error:  # whatever Arrow and the datasets library raise on a damaged file
+        raise _damage(path, first_line(error)) from error
+    if not schema.equals(FEATURES.arrow_schema) or not _about(path, side).items() <= (schema.metadata or {}).items():
+        raise _damage(path, "it was written under another name or in another form")
     if len(data) != len(rows):
-        raise InputError(f"{path} holds {len(data)} of {len(rows)} images: delete it and give the same command again")
+        raise _damage(path, f"it holds {len(data)} of {len(rows)} images")
     return data
 
 

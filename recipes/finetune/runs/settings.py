@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import write_json, write_text
+from ..files import PARTIAL, write_json, write_new
 from ..options import MARGIN_CHOSEN, Options, as_plain
-from .layout import CONFIG, DATA, VERSIONS
+from .layout import CONFIG, DATA, LOCK, VERSIONS
 from .looks import read_looks
 
 _PACKAGES = (
@@ -37,17 +37,14 @@ _MAY_GROW = ("seeds", "arms")
 
 
 def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else, or a run of other settings."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--output {run} is a file: give the path of a folder")
-    if not options.resume:
-        if run.exists() and any(run.iterdir()):
-            raise InputError(
-                f"--output {run} is not empty: pass --resume to go on with that run, or choose another folder"
-            )
-        return
+    """Refuse a folder that holds something else, or a run of other settings or that lacks a part."""
     if not (run / CONFIG).exists():
+        _check_empty(run)
         return
+    if not options.resume:
+        raise InputError(f"--output {run} holds a run: pass --resume to go on with it, or choose another folder")
+    if not (run / VERSIONS).exists() and any(run.glob("seed_*")):
+        raise InputError(f"{run} has lost its {VERSIONS}: put it back, or choose another --output")
     begun, now = _read_yaml(run / CONFIG), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
     differing -= {key for key in _MAY_GROW if set(begun.get(key, [])) <= set(now[key])}
@@ -80,6 +77,14 @@ def _words(values: list[Any]) -> str:
     return " ".join(map(str, values))
 
 
+def _check_empty(run: Path) -> None:
+    ours = {LOCK, CONFIG + PARTIAL}  # of this launch, and of one that was killed before its run began
+    if run.is_file():
+        raise InputError(f"--output {run} is a file: give the path of a folder")
+    if run.exists() and any(entry.name not in ours for entry in run.iterdir()):
+        raise InputError(f"--output {run} is not empty, and holds no run, as it has no {CONFIG}: choose another folder")
+
+
 def check_same_data(run: Path, data: ImageData) -> None:
     """Refuse to go on with a run on other files than it was begun with."""
     path = run / VERSIONS
@@ -89,15 +94,15 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """data.json, and once, at the start of a run, versions.json and config.yaml."""
-    run.mkdir(parents=True, exist_ok=True)
+    """config.yaml and versions.json, once, at the start of a run, and data.json."""
+    if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
+        write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
     task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     write_json(run / DATA, {**task, **data.description})
-    if (run / CONFIG).exists():
+    if (run / VERSIONS).exists():
         return
     versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": package_versions()}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
-    write_text(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False))
 
 
 def package_versions() -> dict[str, str]:

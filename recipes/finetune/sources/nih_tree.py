@@ -12,7 +12,7 @@ import numpy as np
 from ..data.catalogue import Catalogue, ImageFiles, check_complete
 from ..data.images import BoxedFinding
 from ..errors import InputError
-from ..files import sha256_of
+from ..files import regular_file, sha256_of
 from .nih_labels import NAME, TASK, label_row
 
 # NIH's corrected labels come first: of two files that one is read.
@@ -47,7 +47,10 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> Catalogue:
     images = _find_images(folder, cases)
     missing = [case for case, path in zip(cases, images.paths, strict=True) if path is None]
     check_complete(
-        missing, len(cases), f"are neither in {folder}/images_*/images nor in {folder}/images", allow_missing
+        missing,
+        len(cases),
+        f"are neither files in {folder}/images_*/images nor in {folder}/images",
+        allow_missing,
     )
     files = {path.name: sha256_of(path) for path in (label_file, folder / TRAIN_LIST, folder / TEST_LIST)}
     return Catalogue(
@@ -150,7 +153,7 @@ def age_band(age: str) -> str | None:
     Files differ in form: years as a number, or a number with its unit (058Y, 013M, 005D). A few ages of the first file
     are as high as 414; whatever they stand for, those images belong to no band.
     """
-    found = re.fullmatch(r"(\d+)([YMD]?)", age.strip())
+    found = re.fullmatch(r"([0-9]{1,4})([YMD]?)", age.strip())
     if found is None:
         return None
     years = int(found[1]) // {"": 1, "Y": 1, "M": 12, "D": 365}[found[2]]
@@ -159,6 +162,8 @@ def age_band(age: str) -> str | None:
 
 def _read_list(path: Path, entries: Container[str], label_file: Path) -> set[str]:
     """The images of an official list."""
+    if not regular_file(path):
+        raise InputError(f"{path} is no file: expected NIH's official list of images")
     try:
         cases = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -179,8 +184,7 @@ def _find_images(folder: Path, cases: list[str]) -> ImageFiles:
         if images.is_dir():
             with os.scandir(images) as files:
                 for file in files:
-                    if file.name in wanted:
-                        status = file.stat()
+                    if file.name in wanted and (status := regular_file(Path(file.path))):
                         found[file.name] = (file.path, f"{file.name} {status.st_size} {status.st_mtime_ns}")
     return ImageFiles(
         paths=[found[case][0] if case in found else None for case in cases],

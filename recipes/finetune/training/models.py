@@ -11,7 +11,7 @@ from torch import nn
 from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
 
 from ..data.images import ImageData
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..options import Options
 
 
@@ -80,7 +80,7 @@ def check_forward(model: nn.Module, options: Options, data: ImageData, per_proce
                 "with one image per process and pass: choose a larger --batch-size or --image-size"
             ) from error
         raise InputError(
-            f"--image-size {size} does not fit {options.model} ({_first_line(error)}): choose a larger --image-size, "
+            f"--image-size {size} does not fit {options.model} ({first_line(error)}): choose a larger --image-size, "
             "or the model's own"
         ) from error
     expected = (count, len(data.task.classes))
@@ -89,7 +89,3 @@ def check_forward(model: nn.Module, options: Options, data: ImageData, per_proce
             f"{options.model} gives an output of shape {tuple(output.shape)} for {size} x {size} images, not finite "
             f"{expected}: choose another --model or a larger --image-size"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from finetune.data import prepared
-from finetune.data.prepared import grey_square, prepare
+from finetune.data.prepared import UnreadableImage, grey_square, prepare
 from finetune.errors import InputError, exit_on_input_error
 from finetune.sources.nih_tree import read_nih_tree
 from PIL import Image
@@ -87,7 +87,7 @@ def test_pixels_are_those_of_pil(shared_file, tmp_path: Path) -> None:
 def test_every_image_of_a_real_tree_is_what_pil_gives(shared_file, tmp_path: Path) -> None:
     xrays = read_nih_tree(shared_file("data/nih-mini"), allow_missing=False)
     images = prepare(xrays.images, 256, tmp_path / "prepared", workers=0)
-    assert not images.absent().any()
+    assert not images.absent()
     for row, path in enumerate(xrays.images.paths):
         with Image.open(path) as image:
             expected = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))[:, :, 0]
@@ -97,7 +97,7 @@ def test_every_image_of_a_real_tree_is_what_pil_gives(shared_file, tmp_path: Pat
 class _Some:
     """Some rows of a source."""
 
-    def __init__(self, source: prepared.ImageSource, rows: list[int]) -> None:
+    def __init__(self, source: prepared.EncodedImages, rows: list[int]) -> None:
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
@@ -118,11 +118,20 @@ def test_every_kind_of_png_becomes_the_same_channel(mode: str) -> None:
     assert grey_square(encoded(other), 20) == grey.resize((20, 20), Image.Resampling.BILINEAR).tobytes()
 
 
-def test_what_is_no_8_bit_image_is_refused() -> None:
-    """Files cut short or of another kind, and 16-bit images, whose values PIL would clip to 255."""
-    whole = encoded(Image.new("L", (40, 40), 7))
-    for bad in (b"", b"<html>", whole[: len(whole) // 2], encoded(Image.fromarray(np.full((40, 40), 999, np.uint16)))):
-        assert grey_square(bad, 20) is None
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"", "is neither PNG nor JPEG"),
+        (b"<html>", "is neither PNG nor JPEG"),
+        (encoded(Image.new("L", (40, 40), 7))[:50], "is damaged: "),
+        (encoded(Image.fromarray(np.full((40, 40), 999, np.uint16))), "is not of 8 bits"),
+    ],
+    ids=["empty", "another kind", "cut short", "16 bits"],
+)
+def test_what_is_no_8_bit_image_is_refused(bad: bytes, reason: str) -> None:
+    """Values of 16 bits would be clipped to 255 by PIL."""
+    with pytest.raises(UnreadableImage, match=reason):
+        grey_square(bad, 20)
 
 
 def test_rows_are_read_in_any_order(tree: Path, tmp_path: Path, small_files: None) -> None:
@@ -143,7 +152,7 @@ def test_files_open_with_the_datasets_library(tree: Path, tmp_path: Path, small_
     prepare(read_nih_tree(tree, allow_missing=False).images, 24, tmp_path / "prepared", workers=0)
     files = sorted((tmp_path / "prepared").glob("*.arrow"))
     data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
-    assert data.features == {"image": datasets.Value("binary")}
+    assert data.features == prepared.FEATURES
     assert len(data) == 60
     assert len(data[7]["image"]) == 24 * 24
 
