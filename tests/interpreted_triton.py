@@ -119,5 +119,6 @@ def test_any_number_of_layers_takes_one_upload_and_three_launches(layers):
         triton_kernels.merge_on_gpu_(several, tallies)
         assert triton_kernels.to_device.call_count == 1
     assert [call.args for call in kernels.__getitem__.call_args_list] == [((4 * layers,),)] * 3
-    upload = {} if INTERPRETED else {"_pin_memory": 1, "_to_copy": 1}
-    assert operations.counts == {"empty": 2, "split_with_sizes": 1, **upload}  # the split is a view
+    assert operations.counts.pop("_to_copy", 0) == (not INTERPRETED)
+    on_the_host = {"lift_fresh", "split_with_sizes", "is_pinned", "_pin_memory", "pin_memory"}
+    assert operations.counts.keys() <= {"empty"} | on_the_host
