@@ -13,6 +13,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
+from .data.twins import settle_leaks
 from .errors import InputError
 from .judging.intervals import Bootstrap, bootstrap
 from .judging.summary import summarise
@@ -68,7 +69,7 @@ def run_trial(
     summary = read_summary(run) if options.resume else None
     if summary is None:
         with accelerator.main_process_first() if main_first else nullcontext():
-            data = _limit_train(options, load_data())
+            data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
         check_same_data(run, data)
         accelerator.wait_for_everyone()
@@ -140,6 +141,13 @@ def _images_per_pass(options: Options, processes: int) -> int:
             f"{options.grad_accum_steps} accumulation steps: choose a multiple of {parts}"
         )
     return options.batch_size // parts
+
+
+def _settle_leaks(accelerator: Accelerator, options: Options, data: ImageData) -> ImageData:
+    data, sentences = settle_leaks(data, options.drop_twins)
+    for sentence in sentences:
+        accelerator.print(f"{sentence}.")
+    return data
 
 
 def _limit_train(options: Options, data: ImageData) -> ImageData:

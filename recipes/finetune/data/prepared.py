@@ -7,13 +7,14 @@ releases when its holder dies.
 """
 
 import hashlib
-import io
+import json
 import multiprocessing
 import os
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,69 +22,120 @@ from typing import Any, BinaryIO
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from filelock import FileLock, Timeout
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import InputError, is_main_process
 from ..files import PARTIAL, flush
-from .catalogue import PARTS, Catalogue, EncodedImages, check_complete
+from .catalogue import LEFT_OUT, PARTS, Catalogue, EncodedImages, check_complete
 from .images import ImageData, Split
+from .opening import Unreadable
+from .squares import Form, Square, make_square
 
 SHARD = 512
-FEATURES = datasets.Features({"image": datasets.Value("binary")})
+FEATURES = datasets.Features(
+    {
+        "pixels": datasets.Value("binary"),  # of a Square, as are the next four; null where the image can't be read
+        "width": datasets.Value("int32"),
+        "height": datasets.Value("int32"),
+        "pixel_hash": datasets.Value("binary"),
+        "header": datasets.Value("string"),  # as JSON
+        "problem": datasets.Value("string"),  # why it can't be read, or null
+    }
+)
 _BATCH = 64
-_FORM = "grey, PIL bilinear, 1"
-_MODES_OF_8_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 
 
 class PreparedImages:
-    """Grey squares in a fixed order, uint8 of shape (N, 1, side, side); none is read before it is asked for."""
+    """Squares in a fixed order, uint8 of shape (N, 1 or 3, side, side); none is read before it is asked for.
 
-    def __init__(self, data: datasets.Dataset, side: int, rows: np.ndarray | None = None) -> None:
-        self._data, self._side = data, side
-        self._rows = np.arange(len(data)) if rows is None else rows
+    They have three channels if any of them does; grey ones are expanded when they are read.
+    """
+
+    def __init__(self, data: datasets.Dataset, side: int, rows: np.ndarray, channels: int) -> None:
+        self._data, self._side, self._rows, self._channels = data, side, rows, channels
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        return len(self._rows), 1, self._side, self._side
+        return len(self._rows), self._channels, self._side, self._side
 
     def __getitem__(self, rows: list[int]) -> np.ndarray:
-        column = self._data.data.column("image")
-        images = np.empty((len(rows), self._side * self._side), dtype=np.uint8)
+        column = self._data.data.column("pixels")
+        images = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         for image, row in zip(images, self._rows[rows].tolist(), strict=True):
-            image[:] = np.frombuffer(column[row].as_buffer(), dtype=np.uint8)
-        return images.reshape(-1, *self.shape[1:])
+            image[:] = np.frombuffer(column[row].as_buffer(), dtype=np.uint8).reshape(-1, self._side, self._side)
+        return images
 
     def select(self, rows: np.ndarray) -> "PreparedImages":
-        return PreparedImages(self._data, self._side, self._rows[rows])
+        return PreparedImages(self._data, self._side, self._rows[rows], self._channels)
 
-    def absent(self) -> np.ndarray:
-        """Which rows hold no image, bool (N,), because there was none or it could not be read."""
-        return self._data.data.column("image").is_null().to_numpy()[self._rows]
+    def problems(self) -> list[str | None]:
+        """Why each image can't be read, None where it can."""
+        return self._facts("problem")
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Width and height of each image before it was fitted; of readable images alone."""
+        return list(zip(self._facts("width"), self._facts("height"), strict=True))
+
+    def colours(self) -> np.ndarray:
+        """Which images have colours, bool (N,)."""
+        return _colours(self._data, self._side)[self._rows]
+
+    def pixel_hashes(self) -> list[bytes | None]:
+        """The pixel_hash of each image, None where it can't be read."""
+        return self._facts("pixel_hash")
+
+    def headers(self) -> list[dict[str, str]]:
+        """What each file says of its image, see Opened."""
+        return [json.loads(header or "{}") for header in self._facts("header")]
+
+    def _facts(self, column: str) -> list[Any]:
+        return self._data.data.column(column).take(pa.array(self._rows)).to_pylist()
+
+
+def _colours(data: datasets.Dataset, side: int) -> np.ndarray:
+    lengths = pc.binary_length(data.data.column("pixels"))
+    return pc.equal(lengths, 3 * side * side).fill_null(False).to_numpy()
 
 
 def prepared_data(
-    catalogue: Catalogue, *, prepared_dir: Path, prepare_size: int, image_size: int, workers: int, allow_missing: bool
+    catalogue: Catalogue, form: Form, *, prepared_dir: Path, image_size: int, workers: int, allow_missing: bool
 ) -> ImageData:
-    """Prepare the images of a catalogue, or find them prepared.
+    """Prepare the images of a catalogue, or find them prepared, and part them as the catalogue does.
 
     Args:
+        form: what is prepared of each image.
         prepared_dir: the folder of all prepared images.
-        prepare_size: side of the prepared squares.
-        image_size: side of what the model sees of them.
+        image_size: side of what the model sees of a square.
         workers: processes that decode; 0: this one.
         allow_missing: go on without images that are missing or can't be read.
     """
-    _check_parts(catalogue.name, {part: catalogue.rows(part) for part in PARTS})
-    folder = prepared_dir / f"{catalogue.name}-{prepare_size}px"
-    images = prepare(catalogue.images, prepare_size, folder, workers)
-    absent = images.absent()
-    left_out = [catalogue.cases[row] for row in np.flatnonzero(absent)]
-    check_complete(left_out, len(catalogue.cases), "can't be read as 8-bit images", allow_missing)
-    rows = {part: (found := catalogue.rows(part))[~absent[found]] for part in PARTS}
-    _check_parts(catalogue.name, rows)
+    check_parts(catalogue)
+    images = prepare(catalogue.images, form, prepared_folder(prepared_dir, catalogue, form), workers)
+    return as_image_data(without_unreadable(catalogue, images, allow_missing), images, form, image_size)
+
+
+def prepared_folder(prepared_dir: Path, catalogue: Catalogue, form: Form) -> Path:
+    """Where the images of a catalogue are prepared."""
+    return prepared_dir / f"{catalogue.name}-{form.side}px"
+
+
+def without_unreadable(catalogue: Catalogue, images: PreparedImages, allow_missing: bool) -> Catalogue:
+    """The catalogue with what can't be read left out of its parts, where that is allowed."""
+    problems = {row: problem for row, problem in enumerate(images.problems()) if problem is not None}
+    told = [f"{catalogue.cases[row]} {problem}" for row, problem in problems.items()]
+    check_complete(told, len(catalogue.cases), "can't be used", allow_missing)
+    split = catalogue.split.copy()
+    split[list(problems)] = LEFT_OUT
+    return replace(catalogue, split=split, description={**catalogue.description, "left_out": told})
+
+
+def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, image_size: int) -> ImageData:
+    """The parts of a catalogue with their prepared images."""
+    check_parts(catalogue)
+    rows = {part: catalogue.rows(part) for part in PARTS}
     splits = {part: _split(catalogue, images, found) for part, found in rows.items()}
     return ImageData(
         catalogue.name,
@@ -93,18 +145,18 @@ def prepared_data(
         files={**catalogue.files, "cases": catalogue.checksum(np.concatenate(list(rows.values())).tolist())},
         description={
             **catalogue.description,
-            "prepare_size": prepare_size,
+            "prepare_size": form.side,
             "image_size": image_size,
-            "left_out": left_out,
             "splits": {part: _counts(catalogue, split) for part, split in splits.items()},
         },
     )
 
 
-def _check_parts(name: str, rows: dict[str, np.ndarray]) -> None:
-    for part, found in rows.items():
-        if not len(found):
-            raise InputError(f"{name} has no image in its {part} split: all of {', '.join(rows)} are needed")
+def check_parts(catalogue: Catalogue) -> None:
+    """Refuse a catalogue with an empty part."""
+    for part in PARTS:
+        if not len(catalogue.rows(part)):
+            raise InputError(f"{catalogue.name} has no image in its {part} split: all of {', '.join(PARTS)} are needed")
 
 
 def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Split:
@@ -114,6 +166,7 @@ def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Sp
         cases=[catalogue.cases[row] for row in rows],
         patients=catalogue.patients and [catalogue.patients[row] for row in rows],
         subgroups={name: [values[row] for row in rows] for name, values in catalogue.subgroups.items()},
+        pixel_hashes=images.select(rows).pixel_hashes(),
     )
 
 
@@ -128,14 +181,13 @@ def _counts(catalogue: Catalogue, split: Split) -> dict[str, Any]:
     return {"images": len(split), "patients": patients, "labels": counts}
 
 
-def prepare(source: EncodedImages, side: int, folder: Path, workers: int) -> PreparedImages:
-    """Decode and resize the images that the folder doesn't hold yet, and open them all.
+def prepare(source: EncodedImages, form: Form, folder: Path, workers: int) -> PreparedImages:
+    """Decode and fit the images that the folder doesn't hold yet, and open them all.
 
     Args:
-        side: of the squares, in pixels.
         workers: processes that decode; 0: this one.
     """
-    files = _files(source, side, folder)
+    files = _files(source, form, folder)
     if not all(map(Path.exists, files)):
         with _storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -143,44 +195,41 @@ def prepare(source: EncodedImages, side: int, folder: Path, workers: int) -> Pre
                 # Looked for again, because the one that had the lock may have written them all.
                 absent = {path: rows for path, rows in files.items() if not path.exists()}
                 if absent:
-                    _write(absent, source, side, workers)
-    return PreparedImages(datasets.concatenate_datasets([_open(*file) for file in files.items()]), side)
+                    _write(absent, source, form, workers)
+    data = datasets.concatenate_datasets([_open(*file) for file in files.items()])
+    channels = 3 if _colours(data, form.side).any() else 1
+    return PreparedImages(data, form.side, np.arange(len(data)), channels)
 
 
-def grey_square(encoded: bytes, side: int) -> bytes | None:
-    """The pixels of an image file as one 8-bit channel, resized by PIL; None when they can't be read as such.
-
-    Alpha is dropped. Images of 16 bits are refused, because PIL would clip them.
-    """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.mode in _MODES_OF_8_BITS:
-                return image.convert("L").resize((side, side), Image.Resampling.BILINEAR).tobytes()
-    except Exception:  # whatever PIL's decoders raise on a damaged file
-        pass
-    return None
-
-
-def _files(source: EncodedImages, side: int, folder: Path) -> dict[Path, range]:
+def _files(source: EncodedImages, form: Form, folder: Path) -> dict[Path, range]:
     """The files that the source becomes, and their rows."""
     files = {}
     for start in range(0, len(source), SHARD):
         rows = range(start, min(start + SHARD, len(source)))
-        made_from = "\n".join([_FORM, str(side), *map(source.key, rows)])
+        made_from = "\n".join([str(form), *map(source.key, rows)])
         digest = hashlib.sha256(made_from.encode()).hexdigest()
         files[folder / f"{start // SHARD:05d}-{digest[:20]}.arrow"] = rows
     return files
 
 
-class _GreySquares(Dataset):
-    """The decoded images, for a loader's worker processes."""
+class _Passing(str):
+    """Why a file could not be read now; it may well be read the next time, so that this is never written down."""
 
-    def __init__(self, source: EncodedImages, side: int) -> None:
-        self.source, self.side = source, side
 
-    def __getitem__(self, row: int) -> bytes | None:
-        encoded = self.source.read(row)
-        return None if encoded is None else grey_square(encoded, self.side)
+class _Squares(Dataset):
+    """The prepared images, for a loader's worker processes: squares, or why there is none."""
+
+    def __init__(self, source: EncodedImages, form: Form) -> None:
+        self.source, self.form = source, form
+
+    def __getitem__(self, row: int) -> Square | str:
+        try:
+            encoded = self.source.read(row)
+            return "is missing" if encoded is None else make_square(encoded, self.form)
+        except OSError as error:
+            return _Passing(error)
+        except Unreadable as problem:
+            return str(problem)
 
 
 def _end_with_parent(worker: int) -> None:
@@ -194,21 +243,29 @@ def _end_with_parent(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _write(files: dict[Path, range], source: EncodedImages, side: int, workers: int) -> None:
+def _write(files: dict[Path, range], source: EncodedImages, form: Form, workers: int) -> None:
     """Write the files one after the other, from batches that the workers decode in order."""
     batches = [rows[start : start + _BATCH] for rows in files.values() for start in range(0, len(rows), _BATCH)]
-    squares = _GreySquares(source, side)
+    squares = _Squares(source, form)
     loading = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
     decoded = iter(DataLoader(squares, batch_sampler=batches, **loading))
     count = sum(map(len, files.values()))
-    print(f"Preparing {count:,} images of {side} x {side} in {next(iter(files)).parent}", file=sys.stderr)
+    print(f"Preparing {count:,} images of {form.side} x {form.side} in {next(iter(files)).parent}", file=sys.stderr)
     with tqdm(total=count, unit=" images", disable=None) as bar:
         for path, rows in files.items():
             with _whole_file(path) as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as stream:
                 for _ in range(0, len(rows), _BATCH):
-                    images = pa.array(next(decoded), pa.binary())
-                    stream.write_batch(pa.record_batch([images], schema=FEATURES.arrow_schema))
-                    bar.update(len(images))
+                    rows_of_batch = [_as_row(square) for square in next(decoded)]
+                    stream.write_batch(pa.RecordBatch.from_pylist(rows_of_batch, schema=FEATURES.arrow_schema))
+                    bar.update(len(rows_of_batch))
+
+
+def _as_row(square: Square | str) -> dict[str, Any]:
+    if isinstance(square, _Passing):
+        raise InputError(f"an image can't be read now ({square}): mend that and give the same command again")
+    if isinstance(square, str):
+        return {"problem": square}
+    return square._asdict() | {"header": json.dumps(square.header)}
 
 
 def _open(path: Path, rows: range) -> datasets.Dataset:
