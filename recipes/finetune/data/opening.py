@@ -96,18 +96,26 @@ def grey_if_equal(pixels: np.ndarray) -> np.ndarray:
 
 
 def limits(values: np.ndarray, window: Window) -> tuple[float, float]:
-    """The values that become black and white: DICOM's linear window (part 3, C.11.2.1.2), or PERCENTILES."""
-    if isinstance(window, str):
-        low, high = np.percentile(values, PERCENTILES)
-        return float(low), float(high)
-    center, width = window
-    return center - width / 2, center + width / 2 - 1
+    """The values that become black and white: DICOM's linear window (part 3, C.11.2.1.2), or PERCENTILES.
+
+    Where most values are the same, and so are both percentiles, the smallest and the largest are taken.
+    """
+    if not isinstance(window, str):
+        center, width = window
+        return center - width / 2, center + width / 2 - 1
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        raise Unreadable("has no finite value")
+    low, high = np.percentile(finite, PERCENTILES)
+    return (float(low), float(high)) if low < high else (float(finite.min()), float(finite.max()))
 
 
 def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Values as uint8, from `low`, which becomes 0, to `high`, which becomes 255; rounded to the nearest."""
-    span = max(high - low, np.finfo(np.float32).tiny)
-    return ((values.astype(np.float64) - low) * (255 / span)).round().clip(0, 255).astype(np.uint8)
+    """Values as uint8, from `low`, which becomes 0, to `high`, which becomes 255; what is no number becomes 0."""
+    if not low < high:
+        return np.zeros(values.shape, dtype=np.uint8)
+    shades = np.nan_to_num((values.astype(np.float64) - low) * (255 / (high - low)), nan=0, posinf=255, neginf=0)
+    return shades.round().clip(0, 255).astype(np.uint8)
 
 
 def parse_window(text: str) -> Window:

@@ -7,7 +7,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from finetune.data.catalogue import hold_out
+from finetune.data.splits import hold_out
+from finetune.data.squares import Form
 from finetune.data.prepared import prepared_data
 from finetune.errors import InputError
 from finetune.sources.nih_hub import read_nih_hub
@@ -49,7 +50,7 @@ def write_parquet(tree: Path, folder: Path, *, labels: datasets.features.List, p
 def test_the_same_data_as_from_the_tree(tree: Path, tmp_path: Path, labels: datasets.features.List) -> None:
     """Cases, patients, labels, splits and pixels."""
     folder = write_parquet(tree, tmp_path / "hub", labels=labels)
-    settings = {"prepare_size": 16, "image_size": 14, "workers": 0, "allow_missing": False}
+    settings = {"form": Form(16, grey=True), "image_size": 14, "workers": 0, "allow_missing": False}
     catalogues = (read_nih_tree(tree, allow_missing=False), read_nih_hub(str(folder), "main"))
     from_tree, from_hub = (
         prepared_data(hold_out(catalogue, "val", 0.125, seed=0), prepared_dir=tmp_path / name, **settings)
