@@ -1,4 +1,6 @@
-"""Make the report of finished runs anew from their folders, and set several runs side by side.
+"""Make the summary and the report of finished runs anew from their folders, and set several runs side by side.
+
+A metric, a rule or a section that is newer than a run reaches it so: nothing is trained again.
 
 python recipes/report.py runs/pneumoniamnist-resnet18
 python recipes/report.py runs/a runs/b runs/c --output runs/side_by_side.html
@@ -11,11 +13,13 @@ from typing import Annotated
 import tyro
 from finetune.errors import InputError, exit_on_input_error
 from finetune.reports.pages import write_report, write_side_by_side
+from finetune.runs.finished import FinishedRun
+from finetune.runs.summaries import write_summary
 
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Make the report of finished runs anew from their folders, and set several runs side by side."""
+    """Make the summary and the report of finished runs anew from their folders, and set several runs side by side."""
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run folders of the recipes."""
@@ -33,11 +37,13 @@ def _run(options: ReportOptions) -> None:
         raise InputError("no run folder is given: name one or more, as python recipes/report.py runs/NAME")
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output} must end in .html")
-    for folder in options.runs:
-        print(write_report(folder))
-    if len(options.runs) > 1:
+    runs = [FinishedRun(folder) for folder in options.runs]
+    for run in runs:
+        write_summary(run.folder, run.summary)
+        print(write_report(run))
+    if len(runs) > 1:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_side_by_side(options.runs, options.output)
+        write_side_by_side(runs, options.output)
         print(options.output)
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 import medmnist2d
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from finetune.data.images import ImageData
+from finetune.files import write_json
+from finetune.judging.metrics import score
+from finetune.options import Options
+from finetune.runs.layout import RESULT, stage_folder
+from finetune.runs.results import write_predictions
+from finetune.runs.settings import write_settings
 
 QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2"]
 
@@ -30,6 +38,22 @@ def run_digits(output: Path, *arguments: object, report: bool = False) -> Path:
     """A quick run on digits with a small model; the run folder."""
     run_recipe("--dataset", "digits", *QUICK, "--output", output, *arguments, report=report)
     return output
+
+
+def make_run(
+    folder: Path, data: ImageData, probabilities: dict[str, list[np.ndarray]], seeds: Sequence[int], **options: object
+) -> Path:
+    """A finished run of one epoch whose arms predict these probabilities on test, and on validation."""
+    write_settings(folder, Options(arms=tuple(probabilities), seeds=tuple(seeds), **options), {}, data)
+    for arm, of_arm in probabilities.items():
+        for seed, values in zip(seeds, of_arm, strict=True):
+            stage = stage_folder(folder, seed, arm)
+            stage.mkdir(parents=True)
+            for part in ("val", "test"):
+                write_predictions(stage, part, data.task, data.splits[part], values)
+            scores = {"test": score(data.task, data.test.labels, values)}
+            write_json(stage / RESULT, {"epoch": 1, "kept": scores, "last": scores, "merges": {}})
+    return folder
 
 
 class Killed(BaseException):

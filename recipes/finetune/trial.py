@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
@@ -15,25 +14,24 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from .data.images import ImageData
 from .data.twins import settle_leaks
 from .errors import InputError
-from .judging.intervals import Bootstrap, bootstrap
-from .judging.summary import summarise
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
-from .runs.layout import REPORT, TENSORBOARD
-from .runs.results import read_test_probabilities
+from .runs.finished import FinishedRun, current_summary
+from .runs.layout import REPORT, SUMMARY, TENSORBOARD
 from .runs.sections import Section, write_sections
 from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
-from .runs.summaries import read_summary, write_summary
+from .runs.summaries import write_summary
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
 from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
 from .training.optim import create_optimizer
+from .training.plan import arm_stage, backbone_stage
 from .training.randomness import seed_globals
-from .training.stage import arm_stage, backbone_stage, run_stage
+from .training.stage import run_stage
 from .training.trackers import check_tracker
 
-AddSections = Callable[[Path, Options, ImageData, dict[str, Any]], list[Section]]
+AddSections = Callable[[FinishedRun, Options, ImageData], list[Section]]
 # The main process alone scores and pictures the finished arms, while the others wait.
 _LONGEST_WAIT = timedelta(hours=3)
 
@@ -55,8 +53,7 @@ def run_trial(
         name: the default name of the run folder.
         main_first: let the main process load first, so that it alone downloads. Not for loading that takes long, where
             the others' waiting would time out.
-        add_sections: what the recipe has to tell beyond the trial's own figures, from the finished arms in the run
-            folder and the content of summary.json; the main process calls it.
+        add_sections: what the recipe has to tell beyond the trial's own figures; the main process calls it.
     """
     check_model_name(options.model)
     check_arms(options)
@@ -66,8 +63,7 @@ def run_trial(
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)
-    summary = read_summary(run) if options.resume else None
-    if summary is None:
+    if not (run / SUMMARY).exists():
         with accelerator.main_process_first() if main_first else nullcontext():
             data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
@@ -76,29 +72,22 @@ def run_trial(
         if accelerator.is_main_process:
             write_settings(run, options, launch, data)
         accelerator.wait_for_everyone()
-        results = {}
         for seed in options.seeds:
             run_stage(accelerator, options, data, backbone_stage(options, run, seed))
-            stages = {arm: arm_stage(options, run, seed, arm) for arm in options.arms}
-            results[seed] = {arm: run_stage(accelerator, options, data, stage) for arm, stage in stages.items()}
+            for arm in options.arms:
+                run_stage(accelerator, options, data, arm_stage(options, run, seed, arm))
         if accelerator.is_main_process:
-            about = {"data": data.name, "classes": list(data.task.classes)}
-            summary = about | summarise(data.task.kind, results, _resampled_test(run, options, data))
+            finished = FinishedRun(run)
             if add_sections:
-                write_sections(run, add_sections(run, options, data, summary))
-            write_summary(run, summary)
+                write_sections(run, add_sections(finished, options, data))
+            write_summary(run, finished.summary)
+            write_report(finished)
     if accelerator.is_main_process:
-        if not (run / REPORT).exists():
-            write_report(run)
-        print(f"\n{table(summary)}\n\nReport: {run / REPORT}")
+        if not (run / REPORT).exists():  # it was killed right after the summary
+            write_report(FinishedRun(run))
+        print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
-
-
-def _resampled_test(run: Path, options: Options, data: ImageData) -> Bootstrap:
-    """The bootstrap over the test set, from the predictions in the run folder."""
-    probabilities = read_test_probabilities(run, options.arms, options.seeds)
-    return bootstrap(data.task, data.test.labels, probabilities, data.test.patients)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

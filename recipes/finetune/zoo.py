@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from safetensors.torch import load_file
+from torch import nn
 
 from inmerge_optim import similarity_profile
 
@@ -14,13 +14,20 @@ from .files import write_csv, write_json, write_text
 from .judging.intervals import LEVEL, holm
 from .judging.summary import total_merges
 from .options import BASELINE, Options
-from .reports.figures import difference_legend, difference_rows, new_figure, write_figure
-from .runs.finished import FinishedRun
-from .runs.layout import BACKBONE, CONFIG, RESULT, TIMING, WEIGHTS, stage_folder
-from .runs.sections import SIGNED, Section, number_text, range_text
-from .runs.summaries import read_summary
-from .training.arms import ARMS
-from .training.models import create_model
+from .reports.style import (
+    SIGNED,
+    difference_legend,
+    difference_rows,
+    new_figure,
+    number_text,
+    range_text,
+    write_figure,
+)
+from .runs.finished import FinishedRun, current_summary
+from .runs.layout import BACKBONE, CONFIG, SUMMARY, TIMING, WEIGHTS
+from .runs.sections import Section
+from .training.arms import ARMS, merge_settings
+from .training.models import load_model
 
 EXPECTED = "expected_merges.json"
 ERROR_SUFFIX = ".error.json"
@@ -42,37 +49,34 @@ baseline's.
 """
 
 
-def count_expected_merges(run: Path, options: Options, data: ImageData, summary: dict[str, Any]) -> list[Section]:
+def count_expected_merges(run: FinishedRun, options: Options, data: ImageData) -> list[Section]:
     """Predict each arm's merges from the backbones' weights for the pairs that it drew; kept in EXPECTED as well."""
     expected: dict[str, dict[str, float]] = {}
-    for seed in options.seeds:
-        model = create_model(options, data, pretrained=False)
-        model.load_state_dict(load_file(stage_folder(run, seed, BACKBONE) / WEIGHTS))
-        profiles = similarity_profile(
-            model,
-            options.skip_layers,
-            merge_prob=options.merge_prob,
-            similarity_threshold=options.similarity_threshold,
-        )
-        shares = {
-            found.name: found.expected_merges / found.expected_draws for found in profiles if found.expected_draws
-        }
-        for arm in options.arms:
-            if ARMS[arm].criterion not in ("similar", "any"):
+    for seed in run.seeds:
+        model = load_model(options, data, run.stage(seed, BACKBONE) / WEIGHTS)
+        for arm in run.merging_arms:
+            if ARMS[arm].criterion == "dissimilar":
                 continue
-            result = json.loads((stage_folder(run, seed, arm) / RESULT).read_text(encoding="utf-8"))
-            for layer, count in result["merges"].items():
-                so_far = expected.setdefault(arm, {}).get(layer, 0.0)
-                expected[arm][layer] = so_far + count["drawn"] * shares.get(layer, 0.0)
-    write_json(run / EXPECTED, expected)
+            shares = _expected_shares(model, merge_settings(ARMS[arm], options))
+            layers = expected.setdefault(arm, {})
+            for layer, count in run.results[seed][arm]["merges"].items():
+                layers[layer] = layers.get(layer, 0.0) + count["drawn"] * shares.get(layer, 0.0)
+    write_json(run.folder / EXPECTED, expected)
     rows = [
-        [arm, layer, *map(str, summary["merges"][arm][layer].values()), f"{value:.1f}"]
+        [arm, layer, *map(str, run.summary["merges"][arm][layer].values()), f"{value:.1f}"]
         for arm, layers in expected.items()
         for layer, value in layers.items()
     ]
     text = "Expected is what the weights at the start of the arms promise for as many draws, over all seeds."
     header = ("arm", "layer", "drawn", "merged", "expected")
     return [Section("Expected and counted merges", text, header, rows)] if rows else []
+
+
+def _expected_shares(model: nn.Module, settings: dict[str, Any]) -> dict[str, float]:
+    """Per layer what share of the drawn pairs would merge, by the weights as they are."""
+    wanted = ("skip_layers", "merge_prob", "similarity_threshold")
+    profiles = similarity_profile(model, **{name: settings[name] for name in wanted})
+    return {found.name: found.expected_merges / found.expected_draws for found in profiles if found.expected_draws}
 
 
 def write_zoo(zoo: Path) -> str:
@@ -95,14 +99,15 @@ def write_zoo(zoo: Path) -> str:
 
 def _rows(cell: Path) -> list[dict[str, Any]]:
     """A row per arm of a finished cell beside the baseline."""
-    if read_summary(cell) is None:
+    summary = current_summary(cell)
+    if summary is None:
         return []
     run = FinishedRun(cell)
     # Not there where another recipe has finished the trial.
     expected = json.loads((cell / EXPECTED).read_text(encoding="utf-8")) if (cell / EXPECTED).exists() else {}
     rows = []
     for arm in run.other_arms:
-        drawn, merged = total_merges(run.summary["merges"].get(arm, {})).values()
+        drawn, merged = total_merges(summary["merges"].get(arm, {})).values()
         rows.append(
             {
                 "dataset": run.options["dataset"],
@@ -110,9 +115,9 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
                 "arm": arm,
                 "skip_layers": run.options["skip_layers"],
                 "seeds": len(run.seeds),
-                "baseline_auroc": run.summary["arms"][BASELINE]["auroc"]["mean"],
-                "auroc": run.summary["arms"][arm]["auroc"]["mean"],
-                "difference": run.summary["differences"][arm]["auroc"],
+                "baseline_auroc": summary["arms"][BASELINE]["auroc"]["mean"],
+                "auroc": summary["arms"][arm]["auroc"]["mean"],
+                "difference": summary["differences"][arm]["auroc"],
                 "drawn": drawn,
                 "merged": merged,
                 "merge_rate": merged / drawn if drawn else None,
@@ -148,7 +153,7 @@ def _markdown(zoo: Path, rows: list[dict[str, Any]]) -> str:
     notes += [
         f"- {cell.name}: begun, not finished"
         for cell in begun
-        if cell.name not in failed and read_summary(cell) is None
+        if cell.name not in failed and not (cell / SUMMARY).exists()
     ]
     return "\n".join([*lines, "", *notes, *([""] if notes else []), _LEGEND])
 

@@ -44,7 +44,8 @@ def columns(path: Path) -> dict[str, list[str]]:
 
 def check_aurocs(folder: Path, part: str, auroc: float | None) -> None:
     """The mean AUROC of the labels that some cases have and others not, from the predictions file."""
-    labels, probabilities = read_predictions(folder / f"predictions_{part}.csv")
+    found = read_predictions(folder, part)
+    labels, probabilities = found.labels, found.probabilities
     scored = [k for k in range(len(LABELS)) if len(set(labels[:, k])) == 2]
     expected = np.mean([roc_auc_score(labels[:, k], probabilities[:, k]) for k in scored])
     assert auroc == pytest.approx(expected, abs=1e-12)

@@ -6,7 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-import finetune.training.stage
+import finetune.training.evaluation
 import numpy as np
 import pytest
 import timm
@@ -85,7 +85,8 @@ def test_mean_cosine_and_effective_rank_of_each_layer_and_epoch(digits_run: Path
 @pytest.mark.parametrize("arm", ["baseline", "inmerge"])
 def test_figures_follow_from_the_predictions(digits_run: Path, arm: str) -> None:
     """What scikit-learn computes from predictions_test.csv is what the summary says, exactly."""
-    labels, probabilities = read_predictions(digits_run / f"seed_0/{arm}/predictions_test.csv")
+    test = read_predictions(digits_run / f"seed_0/{arm}", "test")
+    labels, probabilities = test.labels, test.probabilities
     figures = {metric: values["values"][0] for metric, values in summary_of(digits_run)["arms"][arm].items()}
     assert figures["accuracy"] == accuracy_score(labels, probabilities.argmax(1))
     assert figures["balanced_accuracy"] == balanced_accuracy_score(labels, probabilities.argmax(1))
@@ -101,9 +102,9 @@ def test_saved_model_loads_in_timm_and_predicts_the_same(digits_run: Path) -> No
     test = load_digits_data(16, split_seed=0).test
     with torch.no_grad():
         logits = model(model_input(torch.from_numpy(test.images), *channel_statistics(model.pretrained_cfg, 3)))
-    labels, probabilities = read_predictions(path.with_name("predictions_test.csv"))
-    np.testing.assert_array_equal(labels, test.labels)
-    np.testing.assert_allclose(logits.double().softmax(1).numpy(), probabilities, atol=1e-5)
+    found = read_predictions(path.parent, "test")
+    np.testing.assert_array_equal(found.labels, test.labels)
+    np.testing.assert_allclose(logits.double().softmax(1).numpy(), found.probabilities, atol=1e-5)
 
 
 def test_best_epoch_is_the_first_with_the_best_validation_auroc(digits_run: Path) -> None:
@@ -111,14 +112,14 @@ def test_best_epoch_is_the_first_with_the_best_validation_auroc(digits_run: Path
         with (digits_run / f"seed_0/{arm}/metrics.csv").open() as file:
             aurocs = [float(row["val_auroc"]) for row in csv.DictReader(file)]
         assert summary_of(digits_run)["epochs"][arm] == [aurocs.index(max(aurocs)) + 1]
-        labels, probabilities = read_predictions(digits_run / f"seed_0/{arm}/predictions_val.csv")
-        assert roc_auc_score(labels, probabilities, multi_class="ovr") == pytest.approx(max(aurocs), abs=1e-12)
+        val = read_predictions(digits_run / f"seed_0/{arm}", "val")
+        assert roc_auc_score(val.labels, val.probabilities, multi_class="ovr") == pytest.approx(max(aurocs), abs=1e-12)
 
 
 def test_an_earlier_epoch_is_kept_when_no_later_one_is_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ties throughout, an arm of two epochs keeps the weights that an arm of one epoch ends with."""
-    real = finetune.training.stage.score
-    monkeypatch.setattr(finetune.training.stage, "score", lambda *args: {**real(*args), "auroc": 0.5})
+    real = finetune.training.evaluation.score
+    monkeypatch.setattr(finetune.training.evaluation, "score", lambda *args: {**real(*args), "auroc": 0.5})
     settings = ["--epochs", "0", "--batch-size", "400"]
     two = run_digits(tmp_path / "two", *settings, "--inmerge-epochs", "2")
     one = run_digits(tmp_path / "one", *settings, "--inmerge-epochs", "1")
@@ -245,7 +246,7 @@ def test_pneumonia_is_learnt(shared_file, tmp_path: Path, arguments: list[str]) 
         *("--epochs", "8", "--inmerge-epochs", "4", "--output", run),
     )
     for arm in ("baseline", "inmerge"):
-        labels, probabilities = read_predictions(run / f"seed_0/{arm}/predictions_test.csv")
-        auroc = roc_auc_score(labels, probabilities[:, 1])
+        test = read_predictions(run / f"seed_0/{arm}", "test")
+        auroc = roc_auc_score(test.labels, test.probabilities[:, 1])
         assert auroc > 0.93
         assert summary_of(run)["arms"][arm]["auroc"]["values"] == [pytest.approx(auroc, abs=1e-12)]

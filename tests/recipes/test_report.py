@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import report
 import torch
+from finetune.errors import InputError
+from finetune.runs.finished import FinishedRun, current_summary
 from finetune.runs.results import read_predictions
 from finetune.runs.sections import Section, write_sections
 from huggingface_hub import ModelCard
@@ -65,7 +67,8 @@ def test_every_figure_of_the_arms_follows_from_the_predictions(run: Path) -> Non
     kept = {row["arm"]: row for row in tables["The arms"] if row["epoch kept"].startswith("best")}
     per_class = {row["class"]: row for row in tables["Per class"]}
     for arm in ("baseline", "inmerge", "random-pairs"):
-        seeds = [read_predictions(run / f"seed_{seed}/{arm}/predictions_test.csv") for seed in (0, 1)]
+        found = [read_predictions(run / f"seed_{seed}/{arm}", "test") for seed in (0, 1)]
+        seeds = [(test.labels, test.probabilities) for test in found]
         accuracy = [np.mean(labels == scores.argmax(1)) for labels, scores in seeds]
         aurocs = [roc_auc_score(labels, scores, multi_class="ovr") for labels, scores in seeds]
         assert kept[arm]["accuracy"] == f"{np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1):.4f}"
@@ -108,12 +111,27 @@ def test_report_is_made_anew_from_the_folder_alone(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
-    for path in (*moved.glob("report.*"), *moved.glob("plots/*"), *moved.glob("seed_*/*/README.md")):
+    made = (moved.glob(pattern) for pattern in ("report.*", "summary.*", "plots/*", "seed_*/*/README.md"))
+    for path in (path for paths in made for path in paths):
         path.unlink()
     report.main([str(moved)])
     assert capsys.readouterr().out == f"{moved / 'report.html'}\n"
     for path in (path for path in run.rglob("*") if path.is_file()):
         assert (moved / path.relative_to(run)).read_bytes() == path.read_bytes(), path
+
+
+def test_a_run_of_the_first_version_is_judged_anew(run: Path, tmp_path: Path) -> None:
+    """It tells its task in its summary alone, which has no schema; the recipe's --resume prints the table of today."""
+    old = Path(shutil.copytree(run, tmp_path / "old"))
+    (old / "data.json").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    (old / "summary.json").write_text(json.dumps({key: summary[key] for key in ("data", "task", "classes")}))
+    assert current_summary(old) == summary
+    report.main([str(old)])
+    assert (old / "summary.json").read_bytes() == (run / "summary.json").read_bytes()
+    (old / "summary.json").unlink()
+    with pytest.raises(InputError, match=r"doesn't say what was learnt: data.json and summary.json .* missing"):
+        FinishedRun(old).task  # noqa: B018
 
 
 def test_sections_of_a_recipe_are_shown(run: Path, tmp_path: Path) -> None:
@@ -181,6 +199,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{tmp_path} is no run folder" in refusal(capsys, tmp_path)
     unfinished = Path(shutil.copytree(run, tmp_path / "unfinished"))
-    (unfinished / "summary.json").unlink()
+    (unfinished / "seed_1/inmerge/result.json").unlink()
     assert "is not finished: go on with it" in refusal(capsys, unfinished)
     assert "must end in .html" in refusal(capsys, run, "--output", tmp_path / "x.txt")

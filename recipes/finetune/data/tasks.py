@@ -27,6 +27,23 @@ class Task:
         return self.kind == "multi-label"
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What a model predicted of a split.
+
+    Attributes:
+        labels: class indices, int64 (N,), or 0 and 1, int64 (N, labels).
+        probabilities: float64 (N, outputs).
+        cases: what names each image.
+        patients: whose image each is, where that is known.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    cases: list[str]
+    patients: list[str] | None = None
+
+
 def loss(
     task: Task,
     logits: torch.Tensor,

@@ -1,4 +1,7 @@
-"""Scores of predictions, from scikit-learn and torchmetrics."""
+"""Scores of predictions, from scikit-learn and torchmetrics. A metric is added to METRICS, and nowhere else."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,12 +19,81 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from ..data.tasks import Task
 
-PER_CLASS = ("auroc", "auprc", "f1")
-CALIBRATION = ("log_loss", "brier", "ece")
-METRICS = ("accuracy", "balanced_accuracy", *PER_CLASS, *CALIBRATION)
 _BINS = 15
 
 Thresholds = dict[str, np.ndarray]
+# From which cases are positive, their probabilities of it, and which are predicted to be so, each (N,).
+OfClass = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a metric is computed from.
+
+    Attributes:
+        labels: class indices (N,), or 0 and 1 of shape (N, labels).
+        probabilities: shape (N, outputs).
+        thresholds: of a multi-label task, from choose_thresholds; None: 0.5.
+    """
+
+    task: Task
+    labels: np.ndarray
+    probabilities: np.ndarray
+    thresholds: Thresholds | None = None
+
+    def above(self, metric: str) -> np.ndarray:
+        """Of a multi-label task what is predicted at the thresholds of a metric, bool (N, labels)."""
+        return self.probabilities >= (0.5 if self.thresholds is None else self.thresholds[metric])
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure of predictions.
+
+    Attributes:
+        title: as reports write it.
+        of_class: its value for one class against the rest, not asked for where all cases or none are positive. None:
+            it has none.
+        of: its value over all; None where the labels leave it undefined. By default the mean of of_class.
+        lower_is_better: as of a loss.
+        calibration: it judges the probabilities, not what is predicted; left out of the terminal's table, for that to
+            fit a screen.
+    """
+
+    title: str
+    of_class: OfClass | None = None
+    of: Callable[[Scored], float | None] | None = None
+    lower_is_better: bool = False
+    calibration: bool = False
+
+
+def score(
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
+) -> dict[str, float | None]:
+    """The figures of METRICS; see Scored for the arguments.
+
+    Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
+    that have positive and negative cases, of a binary task the figures of class 1. Accuracy needs no threshold but 0.5.
+    The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
+    probability; of a binary task or a label, of the positive one.
+    """
+    scored = Scored(task, labels, probabilities, thresholds)
+    return {
+        name: metric.of(scored) if metric.of else _mean(list(_by_class(metric.of_class, scored).values()))
+        for name, metric in METRICS.items()
+    }
+
+
+def per_class(
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
+) -> dict[str, dict[str, float | None]]:
+    """The metrics that there are of each class against the rest, of a binary task of class 1 alone; None for a class
+    that no case, or every case, has.
+    """
+    scored = Scored(task, labels, probabilities, thresholds)
+    named = [(name, metric.of_class) for name, metric in METRICS.items() if metric.of_class]
+    by_metric = {name: _by_class(of_class, scored) for name, of_class in named}
+    return {task.classes[k]: {name: by_metric[name][k] for name in by_metric} for k in positives(task, labels)}
 
 
 def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> Thresholds | None:
@@ -42,58 +114,6 @@ def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray)
     return {"f1": f1, "balanced_accuracy": balanced}
 
 
-def score(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
-) -> dict[str, float | None]:
-    """The figures of METRICS; None where the labels leave one undefined.
-
-    Args:
-        labels: class indices (N,), or 0 and 1 of shape (N, labels).
-        probabilities: shape (N, outputs).
-        thresholds: of a multi-label task, from choose_thresholds; None: 0.5.
-
-    Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
-    that have positive and negative cases, of a binary task the figures of class 1. Accuracy needs no threshold but 0.5.
-    The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
-    probability; of a binary task or a label, of the positive one.
-    """
-    found = list(per_class(task, labels, probabilities, thresholds).values())
-    if task.multi_label:
-        above = probabilities >= (0.5 if thresholds is None else thresholds["balanced_accuracy"])
-        accuracy = np.mean(labels == (probabilities > 0.5))
-        balanced = _mean([_balanced(*columns) for columns in zip(labels.T, above.T, strict=True)])
-    else:
-        predicted = probabilities.argmax(axis=1)
-        accuracy, balanced = accuracy_score(labels, predicted), _balanced(labels, predicted)
-    return {
-        "accuracy": float(accuracy),
-        "balanced_accuracy": balanced,
-        **{metric: _mean([figures[metric] for figures in found]) for metric in PER_CLASS},
-        **_calibration(task, labels, probabilities),
-    }
-
-
-def per_class(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
-) -> dict[str, dict[str, float | None]]:
-    """PER_CLASS of each class against the rest, of a binary task of class 1 alone; None for a class that no case, or
-    every case, has.
-    """
-    figures: dict[str, dict[str, float | None]] = {}
-    for k, positive in positives(task, labels).items():
-        if task.multi_label:
-            predicted = probabilities[:, k] >= (0.5 if thresholds is None else thresholds["f1"][k])
-        else:
-            predicted = probabilities.argmax(axis=1) == k
-        both = _has_both(positive)
-        figures[task.classes[k]] = {
-            "auroc": float(roc_auc_score(positive, probabilities[:, k])) if both else None,
-            "auprc": float(average_precision_score(positive, probabilities[:, k])) if both else None,
-            "f1": float(f1_score(positive, predicted)) if both else None,
-        }
-    return figures
-
-
 def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
     """Per scored output which cases are positive: each class against the rest, of a binary task class 1 alone."""
     if task.multi_label:
@@ -101,35 +121,100 @@ def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
     return {k: labels == k for k in ([1] if task.kind == "binary" else range(len(task.classes)))}
 
 
-def _calibration(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float | None]:
-    if task.kind in ("multi-label", "binary"):
-        pairs = [(positive, probabilities[:, k].copy()) for k, positive in positives(task, labels).items()]
-        eces = [
-            binary_calibration_error(torch.from_numpy(p), torch.from_numpy(positive).long(), n_bins=_BINS)
-            for positive, p in pairs
-        ]
-        return {
-            "log_loss": float(np.mean([log_loss(positive, p, labels=[False, True]) for positive, p in pairs])),
-            "brier": float(np.mean([np.mean((p - positive) ** 2) for positive, p in pairs])),
-            "ece": float(np.mean(eces)),
-        }
-    classes = len(task.classes)
-    ece = multiclass_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(labels), classes, n_bins=_BINS)
-    return {
-        "log_loss": float(log_loss(labels, probabilities, labels=range(classes))),
-        "brier": float(np.mean(((probabilities - np.eye(classes)[labels]) ** 2).sum(axis=1))),
-        "ece": float(ece),
-    }
+def _accuracy(scored: Scored) -> float:
+    if scored.task.multi_label:
+        return float(np.mean(scored.labels == (scored.probabilities > 0.5)))
+    return float(accuracy_score(scored.labels, scored.probabilities.argmax(axis=1)))
 
 
-def _has_both(positive: np.ndarray) -> bool:
-    return bool(positive.any() and not positive.all())
+def _balanced_accuracy(scored: Scored) -> float | None:
+    if scored.task.multi_label:
+        columns = zip(scored.labels.T, scored.above("balanced_accuracy").T, strict=True)
+        return _mean([_balanced(*pair) for pair in columns])
+    return _balanced(scored.labels, scored.probabilities.argmax(axis=1))
 
 
 def _balanced(labels: np.ndarray, predicted: np.ndarray) -> float | None:
     return float(balanced_accuracy_score(labels, predicted)) if len(np.unique(labels)) > 1 else None
 
 
+def _auroc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(roc_auc_score(positive, probabilities))
+
+
+def _auprc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(average_precision_score(positive, probabilities))
+
+
+def _f1(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(f1_score(positive, predicted))
+
+
+def _log_loss(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([log_loss(positive, p, labels=[False, True]) for positive, p in pairs]))
+    return float(log_loss(scored.labels, scored.probabilities, labels=range(len(scored.task.classes))))
+
+
+def _brier(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([np.mean((p - positive) ** 2) for positive, p in pairs]))
+    one_hot = np.eye(len(scored.task.classes))[scored.labels]
+    return float(np.mean(((scored.probabilities - one_hot) ** 2).sum(axis=1)))
+
+
+def _ece(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([_binary_ece(positive, p) for positive, p in pairs]))
+    probabilities, labels = torch.from_numpy(scored.probabilities), torch.from_numpy(scored.labels)
+    return float(multiclass_calibration_error(probabilities, labels, len(scored.task.classes), n_bins=_BINS))
+
+
+def _binary_ece(positive: np.ndarray, probabilities: np.ndarray) -> torch.Tensor:
+    return binary_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(positive).long(), n_bins=_BINS)
+
+
+def _outcomes(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of a binary task or each label which cases are positive, and their probabilities; none of several classes."""
+    if scored.task.kind not in ("multi-label", "binary"):
+        return []
+    found = positives(scored.task, scored.labels)
+    return [(positive, scored.probabilities[:, k].copy()) for k, positive in found.items()]
+
+
+def _by_class(of_class: OfClass, scored: Scored) -> dict[int, float | None]:
+    """A figure per scored output; None where all cases or none are positive."""
+    found: dict[int, float | None] = {}
+    for k, positive in positives(scored.task, scored.labels).items():
+        predicted = scored.above("f1")[:, k] if scored.task.multi_label else scored.probabilities.argmax(axis=1) == k
+        found[k] = of_class(positive, scored.probabilities[:, k], predicted) if _has_both(positive) else None
+    return found
+
+
+def _has_both(positive: np.ndarray) -> bool:
+    return bool(positive.any() and not positive.all())
+
+
 def _mean(values: list[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
+
+
+METRICS = {
+    "accuracy": Metric("accuracy", of=_accuracy),
+    "balanced_accuracy": Metric("balanced accuracy", of=_balanced_accuracy),
+    "auroc": Metric("AUROC", _auroc),
+    "auprc": Metric("AUPRC", _auprc),
+    "f1": Metric("F1", _f1),
+    "log_loss": Metric("log loss", of=_log_loss, lower_is_better=True, calibration=True),
+    "brier": Metric("Brier score", of=_brier, lower_is_better=True, calibration=True),
+    "ece": Metric("ECE", of=_ece, lower_is_better=True, calibration=True),
+}
+
+
+def title_of(metric: str) -> str:
+    """As reports write it; a data set's own figures have no entry in METRICS and are written as they are called."""
+    return METRICS[metric].title if metric in METRICS else metric.replace("_", " ")

@@ -5,18 +5,42 @@ from typing import Any
 
 import numpy as np
 
+from ..data.tasks import Predictions, Task
 from ..options import BASELINE
 from .intervals import LEVEL, RESAMPLES, Bootstrap, holm, paired_t
+from .metrics import METRICS, choose_thresholds, per_class, score
+
+SCHEMA = 2  # of summary.json; what another version wrote is made anew from the run folder
 
 Results = dict[int, dict[str, dict[str, Any]]]
 
 
-def summarise(task: str, results: Results, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
+def scored_anew(task: Task, result: dict[str, Any], val: Predictions, test: Predictions) -> dict[str, Any]:
+    """A stage's result with the figures that the metrics give today, from its predictions at the kept epoch.
+
+    The last epoch has left no predictions: it keeps the figures of its time. So do a data set's own figures.
+
+    Args:
+        result: the content of result.json.
+    """
+    thresholds = choose_thresholds(task, val.labels, val.probabilities)
+    scores = score(task, test.labels, test.probabilities, thresholds)
+    recorded, last = result["kept"]["test"], result["last"]["test"]
+    kept = scores | {name: value for name, value in recorded.items() if name not in METRICS}
+    return {
+        **result,
+        "kept": {"test": kept},
+        "last": {"test": {name: last.get(name) for name in kept}},
+        "per_class": per_class(task, test.labels, test.probabilities, thresholds),
+    }
+
+
+def summarise(data: str, task: Task, results: Results, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
-        task: the kind of task.
-        results: per seed and arm the result of that stage.
+        data: name of the data set.
+        results: per seed and arm what scored_anew makes of the result of that stage.
         bootstrap: resamples of the test set, scored by the kept weights of every arm.
     """
     seeds = list(results)
@@ -25,7 +49,10 @@ def summarise(task: str, results: Results, bootstrap: Bootstrap | None = None) -
     compared = [(arm, BASELINE, differences["auroc"]) for arm, differences in kept["differences"].items()]
     compared += [(arm, other, kept["contrasts"][f"{arm} - {other}"]["auroc"]) for arm, other in _contrasts(arms)]
     return {
-        "task": task,
+        "schema": SCHEMA,
+        "data": data,
+        "task": task.kind,
+        "classes": list(task.classes),
         "seeds": seeds,
         **kept,
         "intervals": _intervals(seeds, bootstrap),

@@ -1,15 +1,16 @@
 """What the recipe for ChestX-ray14 reports beyond the trial's own figures."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ..data.images import BoxedFinding, ImageData
 from ..judging.intervals import LEVEL
 from ..options import BASELINE, Options
-from ..runs.sections import Section, interval_text, number_text
+from ..runs.finished import FinishedRun
+from ..runs.sections import Section
 from ..sources.nih_tree import BOX_FILE
 from .localisation import localisation_section
+from .style import interval_text, number_text
 from .subgroups import subgroup_section
 
 # The paper's Table 1 as it is printed: InMerge with VGG19, and the means of the peers that stand there.
@@ -44,17 +45,16 @@ _PEERS = {
 
 
 def chestxray_sections(
-    run: Path, options: Options, data: ImageData, summary: dict[str, Any], findings: Sequence[BoxedFinding] | None
+    run: FinishedRun, options: Options, data: ImageData, findings: Sequence[BoxedFinding] | None
 ) -> list[Section]:
     """The table beside the paper's, the subgroups where they are known, and localisation.
 
     Args:
-        summary: the content of summary.json.
         findings: from NIH's list of boxes; None: there is none.
     """
-    sections = [paper_section(options, data, summary)]
+    sections = [paper_section(run, data)]
     if data.test.subgroups:
-        sections.append(subgroup_section(run, options, data))
+        sections.append(subgroup_section(run, data))
     if findings is None:
         text = (
             f"Not done: there is no {BOX_FILE} in --data-dir. NIH distributes it beside the images; put it beside the "
@@ -66,9 +66,10 @@ def chestxray_sections(
     return sections
 
 
-def paper_section(options: Options, data: ImageData, summary: dict[str, Any]) -> Section:
+def paper_section(run: FinishedRun, data: ImageData) -> Section:
     """A row per disease and for the mean, each arm's AUROC with its interval and its AUPRC, beside the paper's row."""
-    arms = [BASELINE, *(arm for arm in options.arms if arm != BASELINE)]
+    arms = [BASELINE, *run.other_arms]
+    summary = run.summary
 
     def figures(of_arm: dict[str, dict[str, Any]]) -> list[str | None]:
         aurocs = [_auroc_text(of_arm[arm]["auroc"]) for arm in arms]
@@ -82,7 +83,7 @@ def paper_section(options: Options, data: ImageData, summary: dict[str, Any]) ->
     rows += [[f"Mean, {peer}", *[None] * (2 * len(arms)), printed] for peer, printed in _PEERS.items()]
     return Section(
         title="Beside the paper",
-        text=_text(options, data),
+        text=_text(run, data),
         header=["", *(f"AUROC, {arm}" for arm in arms), *(f"AUPRC, {arm}" for arm in arms), "AUROC, paper's Table 1"],
         rows=rows,
     )
@@ -92,12 +93,12 @@ def _auroc_text(auroc: dict[str, Any]) -> str | None:
     return interval_text(auroc["mean"], (auroc["bootstrap_low"], auroc["bootstrap_high"]), "{:.3f}")
 
 
-def _text(options: Options, data: ImageData) -> str:
+def _text(run: FinishedRun, data: ImageData) -> str:
     images, patients = len(data.test), len(set(data.test.patients))
-    seeds = len(options.seeds)
+    seeds = len(run.seeds)
     return (
-        f"This run: {options.model} at {data.size} x {data.size} pixels on {images:,} test images of {patients:,} "
-        "patients (the official test list has 25,596 of 2,797), "
+        f"This run: {run.options['model']} at {data.size} x {data.size} pixels on {images:,} test images of "
+        f"{patients:,} patients (the official test list has 25,596 of 2,797), "
         + ("one seed" if seeds == 1 else f"means over {seeds} seeds")
         + f", at the epoch that is best on validation. In brackets: {100 * LEVEL:.0f} % bootstrap intervals over "
         "patients, which is test-set noise, given these models. A mean leaves out diseases that are not scored.\n\n"

@@ -17,18 +17,17 @@ from captum.attr import LayerGradCam
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ..data.images import BoxedFinding, ImageData
 from ..options import Options
-from ..runs.layout import PLOTS, WEIGHTS, stage_folder
-from ..runs.results import read_test_probabilities
+from ..runs.finished import FinishedRun
+from ..runs.layout import PLOTS, WEIGHTS
 from ..runs.sections import Section
 from ..training.batches import channel_statistics, crop, model_input
-from ..training.models import create_model
-from .figures import write_figure
+from ..training.models import load_model
+from .style import write_figure
 
 _BATCH = 32
 
@@ -50,15 +49,17 @@ class Target:
     share: float
 
 
-def localisation_section(run: Path, options: Options, data: ImageData, findings: Sequence[BoxedFinding]) -> Section:
+def localisation_section(
+    run: FinishedRun, options: Options, data: ImageData, findings: Sequence[BoxedFinding]
+) -> Section:
     """The hit rate per label and arm, with a picture per label; pictures are written to plots/ in the run folder."""
     found = targets(data, findings)
     counts = _counts(data, findings, found)
     if not found:
         return Section("Localisation", f"{counts} So there is nothing to score.")
     maps = {
-        arm: [_grad_cams(stage_folder(run, seed, arm) / WEIGHTS, options, data, found) for seed in options.seeds]
-        for arm in options.arms
+        arm: [_grad_cams(run.stage(seed, arm) / WEIGHTS, options, data, found) for seed in run.seeds]
+        for arm in run.arms
     }
     hits = {
         arm: np.array([[hit(*pair, data.size) for pair in zip(cams, found, strict=True)] for cams in seeds])
@@ -69,14 +70,14 @@ def localisation_section(run: Path, options: Options, data: ImageData, findings:
     for name, chosen in (*places.items(), ("all", [True] * len(found))):
         if any(chosen):
             chance = np.mean([target.share for target in found], where=chosen)
-            rates = (_rate_text(hits[arm][:, chosen].mean(axis=1)) for arm in options.arms)
+            rates = (_rate_text(hits[arm][:, chosen].mean(axis=1)) for arm in run.arms)
             rows.append([name, str(sum(chosen)), f"{chance:.3f}", *rates])
     return Section(
         title="Localisation",
         text=f"{counts} {_method(data, maps)}",
-        header=["label", "images", "chance", *options.arms],
+        header=["label", "images", "chance", *run.arms],
         rows=rows,
-        figures=_pictures(run, options, data, found, {arm: seeds[0] for arm, seeds in maps.items()}),
+        figures=_pictures(run, data, found, {arm: seeds[0] for arm, seeds in maps.items()}),
     )
 
 
@@ -147,9 +148,7 @@ def grad_cam(model: nn.Module, layer: nn.Module, inputs: torch.Tensor, labels: t
 def _grad_cams(weights: Path, options: Options, data: ImageData, found: Sequence[Target]) -> np.ndarray:
     """The maps of all targets, (N, h, w), from an arm's kept weights."""
     device = PartialState().device
-    model = create_model(options, data, pretrained=False)
-    model.load_state_dict(load_file(weights))
-    model.eval().to(device)
+    model = load_model(options, data, weights).eval().to(device)
     mean, std = (values.to(device) for values in channel_statistics(model.pretrained_cfg, options.in_chans))
     maps = []
     for start in range(0, len(found), _BATCH):
@@ -193,20 +192,19 @@ def _rate_text(rates: np.ndarray) -> str:
 
 
 def _pictures(
-    run: Path, options: Options, data: ImageData, found: Sequence[Target], maps: dict[str, np.ndarray]
+    run: FinishedRun, data: ImageData, found: Sequence[Target], maps: dict[str, np.ndarray]
 ) -> list[tuple[str, str]]:
     """One picture per label, of its first target; their paths in the run folder and what they show."""
-    probabilities = read_test_probabilities(run, options.arms, options.seeds[:1])
     figures = []
     for label in sorted({target.label for target in found}):
         k, target = next((k, target) for k, target in enumerate(found) if target.label == label)
         name, case = data.task.classes[label], data.test.cases[target.row]
         image = crop(torch.from_numpy(data.test.images[[target.row]]), data.size)[0].permute(1, 2, 0).numpy()
-        likely = {arm: seeds[0][target.row, label] for arm, seeds in probabilities.items()}
+        likely = {arm: seeds[0].probabilities[target.row, label] for arm, seeds in run.predictions.items()}
         picture = overlays(image, {arm: cams[k] for arm, cams in maps.items()}, target, likely, f"{name}, {case}")
         path = f"{PLOTS}/grad_cam_{name}.png"
-        write_figure(run / path, picture)
-        arms = " and ".join(options.arms)
+        write_figure(run.folder / path, picture)
+        arms = " and ".join(run.arms)
         figures.append((path, f"{name} in {case}: the image with its box, and the Grad-CAM of {arms}"))
     return figures
 

@@ -13,50 +13,42 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ..files import write_text
-from ..judging.intervals import LEVEL
-from ..judging.summary import left_out, total_merges
+from ..judging.metrics import title_of
+from ..judging.summary import total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, PLOTS, REPORT, WEIGHTS
-from ..runs.sections import SIGNED, Section, interval_text, number_text, range_text
-from .figures import (
+from ..runs.sections import Section
+from .style import (
+    SIGNED,
     difference_legend,
     difference_rows,
+    mean_text,
     new_figure,
+    number_text,
+    range_text,
+    share_text,
     write_figure,
-    write_figures,
 )
+from .trial import SECTIONS, settings_of, settings_section
 
 _TEMPLATES = Path(__file__).with_name("templates")
-METRIC_NAMES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "medmnist_auc": "medmnist's AUC",
-    "medmnist_acc": "medmnist's ACC",
-}
-_NOT_SETTINGS = {"resume", "config", "output", "data_dir", "workers", "tracker", "prepared_dir", "prepare_workers"}
 
 
-def write_report(folder: Path) -> Path:
-    """Write plots/, report.html, report.md and a model card per arm of a finished run; the path of report.html."""
-    run = FinishedRun(folder)
-    _write(folder / REPORT, f"{run.name}: does merging help here?", _sections(run, write_figures(run)))
+def write_report(run: FinishedRun) -> Path:
+    """Write plots/, report.html, report.md and a model card per arm; the path of report.html."""
+    found = [section(run) for section in SECTIONS]
+    sections = [*(section for section in found if section), *run.sections, settings_section(run)]
+    _write(run.folder / REPORT, f"{run.name}: does merging help here?", sections)
     for seed in run.seeds:
         for arm in run.arms:
             card = _template("model_card.md.j2").render(_card(run, seed, arm))
             write_text(run.stage(seed, arm) / CARD, card)
-    return folder / REPORT
+    return run.folder / REPORT
 
 
-def write_side_by_side(folders: Sequence[Path], path: Path) -> None:
+def write_side_by_side(runs: Sequence[FinishedRun], path: Path) -> None:
     """Write one HTML file, and the same as Markdown, that sets several finished runs side by side."""
-    runs = [FinishedRun(folder) for folder in folders]
     figure = _differences_of_runs(runs)
     picture = f"{PLOTS}/{path.stem}.png"
     write_figure(path.parent / picture, figure)
@@ -74,166 +66,6 @@ def write_side_by_side(folders: Sequence[Path], path: Path) -> None:
     _write(path, "Runs side by side", sections)
 
 
-def _sections(run: FinishedRun, figures: dict[str, tuple[str, str]]) -> list[Section]:
-    def pictures(*names: str) -> list[tuple[str, str]]:
-        return [figures[name] for name in names if name in figures]
-
-    return [
-        _verdict(run, pictures("differences")),
-        _trial(run),
-        _arms(run),
-        _per_class(run),
-        Section("Curves on test", figures=pictures("roc", "precision_recall", "reliability", "confusion")),
-        _merges(run, pictures("merge_rates")),
-        Section("Learning curves", figures=pictures("learning_curves")),
-        *run.sections,
-        _settings(run),
-    ]
-
-
-def _verdict(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
-    sentences = [f"{found['sentence']}." for found in run.summary["verdicts"]]
-    text = "\n\n".join(sentences) or "There is no arm beside the baseline."
-    if len(run.seeds) == 1:
-        text += "\n\nOne seed says nothing of how training varies: run at least three, better five."
-    else:
-        text += (
-            "\n\nThe one rule: an arm differs where the paired t test over seeds says so at "
-            f"{100 * (1 - LEVEL):.0f} %, Holm-adjusted over the arms. Anything else is “no difference shown”, which is "
-            "not the same as equal."
-        )
-    header = ("AUROC on test", "mean", "over seeds", "over the test set", "adjusted p")
-    compared = [(f"{arm} - {BASELINE}", run.summary["differences"][arm]["auroc"]) for arm in run.other_arms]
-    compared += [(name, metrics["auroc"]) for name, metrics in run.summary["contrasts"].items()]
-    rows = [
-        [
-            name,
-            number_text(difference["mean"], SIGNED),
-            range_text(difference["low"], difference["high"]),
-            range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
-            None if difference["p_adjusted"] is None else f"{difference['p_adjusted']:.2g}",
-        ]
-        for name, difference in compared
-    ]
-    kinds = [words for words in run.summary["intervals"].values() if words]
-    text += "".join(f"\n\n{words[0].upper()}{words[1:]}." for words in kinds)
-    return Section("Verdict", text, header, rows, figures)
-
-
-def _trial(run: FinishedRun) -> Section:
-    options, description = run.options, run.description
-    seeds = f"{len(run.seeds)} seeds" if len(run.seeds) > 1 else "one seed"
-    start = (
-        f"weights from {Path(options['checkpoint']).name}"
-        if options["checkpoint"]
-        else "timm's pretrained weights"
-        if options["pretrained"]
-        else "random weights"
-    )
-    text = (
-        f"For {seeds}, a backbone stage of {options['epochs']} epochs from {start}, then each arm for "
-        f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
-        "each arm the epoch with the best validation AUROC is kept and scored on test; the last epoch stands beside it."
-    )
-    if options["recalibrate_bn"]:
-        text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."
-    else:
-        text += " Batch norm statistics were left as training had them (--recalibrate-bn was off)."
-    if options["cooldown_epochs"]:
-        text += f" The merging arms merged nothing in their last {options['cooldown_epochs']} epochs."
-    if options["limit_train"]:
-        text += f" Only {options['limit_train']} training images were used: this is a dry run."
-    rows = [
-        [part, f"{split['images']:,}", f"{split['patients']:,}"]
-        for part, split in description.get("splits", {}).items()
-    ]
-    return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)
-
-
-def _arms(run: FinishedRun) -> Section:
-    metrics = list(run.summary["arms"][BASELINE])
-    header = ("arm", "epoch kept", *(METRIC_NAMES.get(metric, metric) for metric in metrics))
-    rows = []
-    for figures, last in ((run.summary, False), (run.summary["last"], True)):
-        for arm, scores in figures["arms"].items():
-            epochs = "last" if last else f"best ({', '.join(map(str, run.summary['epochs'][arm]))})"
-            rows.append([arm, epochs, *(_mean(scores[metric]) for metric in metrics)])
-        for arm, differences in figures["differences"].items():
-            cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)
-            rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
-    text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
-    absent = left_out(run.summary)
-    if absent:
-        text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
-    return Section("The arms", text, header, rows)
-
-
-def _per_class(run: FinishedRun) -> Section:
-    figures = run.summary["per_class"]
-    metrics = ("auroc", "auprc", "f1")
-    header = ["class", *(f"{METRIC_NAMES[metric]} {arm}" for metric in metrics for arm in run.arms)]
-    header[1 + len(run.arms) : 1 + len(run.arms)] = [f"AUROC {arm} - {BASELINE}" for arm in run.other_arms]
-    rows = []
-    for name in figures[BASELINE]:
-        cells = [[_mean(figures[arm][name][metric]) for arm in run.arms] for metric in metrics]
-        differences = [figures[arm][name]["auroc"]["difference"] for arm in run.other_arms]
-        cells[0] += [
-            interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"])) for found in differences
-        ]
-        rows.append([name, *(cell for row in cells for cell in row)])
-    of = "The positive class" if run.task.kind == "binary" else "Each label" if run.task.multi_label else "Each class"
-    over = run.summary["intervals"]["bootstrap_low, bootstrap_high"]
-    text = f"{of} on test, of the epochs kept. After a difference: the {over}, not adjusted for how many there are."
-    return Section("Per class", text, header, rows)
-
-
-def _merges(run: FinishedRun, figures: list[tuple[str, str]]) -> Section:
-    if not run.merging_arms:
-        return Section("Kernels merged", "No arm merges.")
-    rows = []
-    ranks = _effective_ranks(run, BASELINE)
-    for arm in run.merging_arms:
-        layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
-        for layer, count in [*layers.items(), ("all", total_merges(layers))]:
-            merged = table if layer == "all" else table[table["layer"] == layer]
-            cosine = (merged["mean_cosine"] * merged["merged"]).sum() / count["merged"] if count["merged"] else None
-            found = [number_text(values.get(layer), "{:.1f}") for values in (own_ranks, ranks)]
-            counts = [f"{count['drawn']:,}", f"{count['merged']:,}", _share(count)]
-            rows.append([arm, layer, *counts, number_text(cosine, "{:.3f}"), *found])
-    text = (
-        "Pairs of kernels drawn and merged in the arms' epochs, over all seeds, and the mean cosine of those merged. "
-        "The effective rank of a layer's kernels is that after the arm's last epoch, beside the baseline's: merging "
-        "that draws kernels together lowers it."
-    )
-    totals = [total_merges(run.summary["merges"][arm]) for arm in run.merging_arms]
-    if all(1000 * count["merged"] < count["drawn"] for count in totals):
-        text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
-    header = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "effective rank", f"{BASELINE}'s rank")
-    return Section("Kernels merged", text, header, rows, figures)
-
-
-def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
-    """Per layer after the last epoch of an arm, mean over seeds."""
-    table = run.merges(arm)
-    last = table[table["epoch"] == table["epoch"].max()]
-    return last.groupby("layer")["effective_rank"].mean().to_dict()
-
-
-def _settings(run: FinishedRun) -> Section:
-    rows = [[name, value] for name, value in _settings_of(run).items()]
-    rows += [[f"{package} version", version] for package, version in run.versions["packages"].items()]
-    rows += [["Python version", run.versions["python"]]]
-    rows += [[f"checksum of {name}", checksum] for name, checksum in run.versions["data"].items()]
-    return Section("Settings and versions", "", ("setting", "value"), rows)
-
-
-def _settings_of(run: FinishedRun) -> dict[str, str]:
-    """What the figures depend on beside data and versions: the options, and how the run was launched."""
-    options = {name: value for name, value in run.options.items() if name not in _NOT_SETTINGS}
-    flags = {f"--{name.replace('_', '-')}": _plain(value) for name, value in options.items()}
-    return flags | {name: str(value) for name, value in run.versions["launch"].items()}
-
-
 def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
     """What the model card's template asks for."""
     scores, place = run.summary["arms"][arm], run.seeds.index(seed)
@@ -245,7 +77,7 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "size": run.options["image_size"] or run.options.get("source_size"),
         "epoch": run.summary["epochs"][arm][place],
         "scores": [
-            (METRIC_NAMES.get(metric, metric), number_text(figure["values"][place]), _mean(figure))
+            (title_of(metric), number_text(figure["values"][place]), mean_text(figure))
             for metric, figure in scores.items()
         ],
         "verdicts": [
@@ -264,11 +96,11 @@ def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
             [
                 run.name,
                 arm,
-                _mean(run.summary["arms"][BASELINE]["auroc"]),
+                mean_text(run.summary["arms"][BASELINE]["auroc"]),
                 number_text(difference["mean"], SIGNED),
                 range_text(difference["low"], difference["high"]),
                 range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
-                _share(total_merges(layers)) if layers else None,
+                share_text(total_merges(layers)) if layers else None,
                 outcomes[arm],
             ]
         )
@@ -297,7 +129,7 @@ def _labels(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def _differing_settings(runs: Sequence[FinishedRun]) -> list[list[str]]:
-    settings = [_settings_of(run) for run in runs]
+    settings = [settings_of(run) for run in runs]
     rows = [
         [name, *(found.get(name, "-") for found in settings)] for name in dict.fromkeys(k for s in settings for k in s)
     ]
@@ -325,17 +157,3 @@ def _template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     return environment.get_template(name)
-
-
-def _share(count: dict[str, int]) -> str | None:
-    return f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else None
-
-
-def _mean(figure: dict[str, Any]) -> str | None:
-    if figure["mean"] is None:
-        return None
-    return number_text(figure["mean"]) + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
-
-
-def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

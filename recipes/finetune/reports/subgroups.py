@@ -1,29 +1,28 @@
 """How well each arm does in parts of the test set, such as the images of women."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 
 from ..data.images import ImageData
 from ..judging.intervals import LEVEL, bootstrap
 from ..judging.metrics import per_class
-from ..options import BASELINE, Options
-from ..runs.results import read_test_probabilities
-from ..runs.sections import Section, interval_text, number_text
+from ..options import BASELINE
+from ..runs.finished import FinishedRun
+from ..runs.sections import Section
+from .style import interval_text, number_text
 
 
-def subgroup_section(run: Path, options: Options, data: ImageData) -> Section:
+def subgroup_section(run: FinishedRun, data: ImageData) -> Section:
     """A row per subgroup of the test set: its size, the macro AUROC of each arm, mean over seeds, and the differences.
 
     Labels that all or none of a subgroup's cases have are left out of its mean. The intervals are bootstrap intervals
     over the patients of the subgroup, or over its cases where patients are not known.
     """
-    probabilities = read_test_probabilities(run, options.arms, options.seeds)
-    others = [arm for arm in options.arms if arm != BASELINE]
+    probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in run.predictions.items()}
     unit = "cases" if data.test.patients is None else "patients"
     rows = [
-        [f"{name}: {value}", *_cells(data, np.flatnonzero(np.array(values) == value), probabilities, others)]
+        [f"{name}: {value}", *_cells(data, np.flatnonzero(np.array(values) == value), probabilities, run.other_arms)]
         for name, values in data.test.subgroups.items()
         for value in sorted(set(values) - {None})
     ]
@@ -41,7 +40,14 @@ def subgroup_section(run: Path, options: Options, data: ImageData) -> Section:
             "part, which is test-set noise, given these models. With this many comparisons some intervals leave out 0 "
             "by chance." + (f"\n\nNot known, or not plausible, is the {', the '.join(unknown)}." if unknown else "")
         ),
-        header=["subgroup", "cases", "patients", "labels", *options.arms, *(f"{arm} - {BASELINE}" for arm in others)],
+        header=[
+            "subgroup",
+            "cases",
+            "patients",
+            "labels",
+            *run.arms,
+            *(f"{arm} - {BASELINE}" for arm in run.other_arms),
+        ],
         rows=rows,
     )
 

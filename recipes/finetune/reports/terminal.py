@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..judging.metrics import CALIBRATION
+from ..judging.metrics import METRICS
 from ..judging.summary import left_out, total_merges
 from ..options import BASELINE
 
@@ -12,7 +12,7 @@ def table(summary: dict[str, Any]) -> str:
 
     Figures of calibration are left to summary.csv, for the table to fit a screen.
     """
-    metrics = [metric for metric in summary["arms"][BASELINE] if metric not in CALIBRATION]
+    metrics = [name for name in summary["arms"][BASELINE] if name not in METRICS or not METRICS[name].calibration]
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):

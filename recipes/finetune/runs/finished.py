@@ -1,4 +1,4 @@
-"""A finished run as its folder tells it, for those who report on it."""
+"""A run whose arms are all finished, as its folder tells it, for those who judge it and report on it."""
 
 import json
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
-from ..data.tasks import Task
+from ..data.tasks import Predictions, Task
 from ..errors import InputError
+from ..judging.intervals import Bootstrap, bootstrap
+from ..judging.summary import SCHEMA, Results, scored_anew, summarise
 from ..options import BASELINE
-from .layout import CONFIG, CURVES, DATA, MERGES, VERSIONS, predictions_file, stage_folder
+from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, stage_folder
 from .results import read_predictions
 from .sections import Section, read_sections
 from .summaries import read_summary
@@ -21,19 +22,15 @@ from .summaries import read_summary
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run folder holds, read when it is asked for."""
+    """What a run folder holds and what follows from it, each read or computed once, when it is asked for."""
 
     folder: Path
 
     def __post_init__(self) -> None:
         if not (self.folder / CONFIG).exists():
             raise InputError(f"{self.folder} is no run folder: it has no {CONFIG}; give the --output of a recipe")
-        if read_summary(self.folder) is None:
+        if not all((self.stage(seed, arm) / RESULT).exists() for seed in self.seeds for arm in self.arms):
             raise InputError(f"the run in {self.folder} is not finished: go on with it by the recipe's --resume first")
-
-    @cached_property
-    def summary(self) -> dict[str, Any]:
-        return read_summary(self.folder)
 
     @cached_property
     def options(self) -> dict[str, Any]:
@@ -41,29 +38,35 @@ class FinishedRun:
 
     @cached_property
     def versions(self) -> dict[str, Any]:
-        return json.loads((self.folder / VERSIONS).read_text(encoding="utf-8"))
+        return self._json(VERSIONS)
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """What the run has recorded of its data, if anything."""
-        path = self.folder / DATA
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        """What the run has recorded of its data."""
+        recorded = self._json(DATA) if (self.folder / DATA).exists() else {}
+        if "classes" in recorded:
+            return recorded
+        # Runs of inmerge_optim 0.1 tell the task in their summary alone.
+        if not (self.folder / SUMMARY).exists():
+            raise InputError(f"{self.folder} doesn't say what was learnt: {DATA} and {SUMMARY} of its run are missing")
+        summary = self._json(SUMMARY)
+        return {"name": summary["data"], "task": summary["task"], "classes": summary["classes"], **recorded}
 
     @property
     def name(self) -> str:
-        return f"{self.summary['data']}, {self.options['model']}"
+        return f"{self.description['name']}, {self.options['model']}"
 
     @property
     def task(self) -> Task:
-        return Task(self.summary["task"], tuple(self.summary["classes"]))
+        return Task(self.description["task"], tuple(self.description["classes"]))
 
     @property
     def seeds(self) -> list[int]:
-        return self.summary["seeds"]
+        return self.options["seeds"]
 
     @property
     def arms(self) -> list[str]:
-        return list(self.summary["arms"])
+        return self.options["arms"]
 
     @property
     def other_arms(self) -> list[str]:
@@ -75,6 +78,7 @@ class FinishedRun:
 
     @property
     def sections(self) -> list[Section]:
+        """What the recipe added to the report."""
         return read_sections(self.folder)
 
     def stage(self, seed: int, name: str) -> Path:
@@ -88,14 +92,54 @@ class FinishedRun:
         """merges.csv of an arm, a row per seed, epoch and selected layer; there is one where any arm merges."""
         return self._tables(arm, MERGES)
 
+    @cached_property
+    def predictions(self) -> dict[str, list[Predictions]]:
+        """Per arm those on test by the kept weights of each seed, in the order of the seeds."""
+        return self._predictions("test")
+
+    @cached_property
+    def results(self) -> Results:
+        """Per seed and arm the result of the stage, with the figures of its kept epoch scored anew."""
+        val = self._predictions("val")
+        return {
+            seed: {
+                arm: scored_anew(
+                    self.task,
+                    json.loads((self.stage(seed, arm) / RESULT).read_text(encoding="utf-8")),
+                    val[arm][place],
+                    self.predictions[arm][place],
+                )
+                for arm in self.arms
+            }
+            for place, seed in enumerate(self.seeds)
+        }
+
+    @cached_property
+    def resampled_test(self) -> Bootstrap:
+        """The bootstrap over the test set."""
+        test = self.predictions[BASELINE][0]
+        probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in self.predictions.items()}
+        return bootstrap(self.task, test.labels, probabilities, test.patients)
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """The content of summary.json: a function of the run folder alone, by the metrics and rules of today."""
+        return summarise(self.description["name"], self.task, self.results, self.resampled_test)
+
+    def _predictions(self, part: str) -> dict[str, list[Predictions]]:
+        return {arm: [read_predictions(self.stage(seed, arm), part) for seed in self.seeds] for arm in self.arms}
+
     def _tables(self, stage: str, file: str) -> pd.DataFrame:
         tables = {seed: pd.read_csv(self.stage(seed, stage) / file) for seed in self.seeds}
         return pd.concat(tables, names=["seed"]).reset_index("seed")
 
-    @cached_property
-    def predictions(self) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
-        """Per arm the labels and probabilities on test of each seed, in their order; see read_predictions."""
-        return {
-            arm: [read_predictions(self.stage(seed, arm) / predictions_file("test")) for seed in self.seeds]
-            for arm in self.arms
-        }
+    def _json(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+
+def current_summary(run: Path) -> dict[str, Any] | None:
+    """The summary of a finished run, made anew where another version has written it; None where there is none yet."""
+    summary = read_summary(run)
+    if summary is None or summary.get("schema") == SCHEMA:
+        return summary
+    return FinishedRun(run).summary

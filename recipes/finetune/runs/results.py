@@ -3,7 +3,7 @@
 import csv
 import json
 import warnings
-from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +13,46 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..data.images import Split
-from ..data.tasks import Task
+from ..data.tasks import Predictions, Task
 from ..errors import CheckpointWarning
 from ..files import sha256_of, write_csv, write_json, write_weights
 from ..judging.metrics import METRICS
-from .layout import CURVES, MERGES, RESULT, TIMING, WEIGHTS, predictions_file, stage_folder
+from .layout import CURVES, MERGES, RESULT, TIMING, WEIGHTS, predictions_file
 
 
-def write_curves(folder: Path, progress: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Progress:
+    """What a stage has done so far.
+
+    Attributes:
+        epochs: that are done.
+        metrics: rows of metrics.csv, one per epoch.
+        merges: rows of merges.csv, one per epoch and watched layer.
+        seconds: of training, per epoch.
+        best_epoch: the first with the best AUROC on validation, counted from 1; 0 before the first.
+        best_auroc: of that epoch; None where it is not defined.
+    """
+
+    epochs: int = 0
+    metrics: list[list[Any]] = field(default_factory=list)
+    merges: list[list[Any]] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    best_auroc: float | None = None
+
+
+def write_curves(folder: Path, progress: Progress) -> None:
     """metrics.csv with a row per epoch, of an arm merges.csv with a row per epoch and selected layer, and timing.json.
 
     Where an arm merges, all have merges.csv: the baseline draws and merges nothing, and has ranks to compare with.
     """
     folder.mkdir(parents=True, exist_ok=True)
     header = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in METRICS))
-    write_csv(folder / CURVES, header, progress["metrics"])
-    if progress["merges"]:
+    write_csv(folder / CURVES, header, progress.metrics)
+    if progress.merges:
         header = ("epoch", "layer", "drawn", "merged", "mean_cosine", "effective_rank")
-        write_csv(folder / MERGES, header, progress["merges"])
-    write_json(folder / TIMING, {"training_seconds": progress["seconds"]})
+        write_csv(folder / MERGES, header, progress.merges)
+    write_json(folder / TIMING, {"training_seconds": progress.seconds})
 
 
 def write_predictions(folder: Path, part: str, task: Task, split: Split, probabilities: np.ndarray) -> None:
@@ -50,23 +71,20 @@ def write_predictions(folder: Path, part: str, task: Task, split: Split, probabi
     write_csv(folder / predictions_file(part), header, rows)
 
 
-def read_predictions(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and probabilities as they were scored: (N,) or (N, labels), and (N, outputs)."""
-    with path.open(newline="", encoding="utf-8") as file:
+def read_predictions(folder: Path, part: str) -> Predictions:
+    """What a stage predicted on "val" or "test"."""
+    with (folder / predictions_file(part)).open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    label_columns = [k for k, name in enumerate(header) if name == "label" or name.startswith("label_")]
-    prob_columns = [k for k, name in enumerate(header) if name.startswith("prob_")]
-    labels = np.array([[int(row[k]) for k in label_columns] for row in rows])
-    probabilities = np.array([[float(row[k]) for k in prob_columns] for row in rows])
-    return labels[:, 0] if header[label_columns[0]] == "label" else labels, probabilities
-
-
-def read_test_probabilities(run: Path, arms: Sequence[str], seeds: Sequence[int]) -> dict[str, list[np.ndarray]]:
-    """Per arm and seed the probabilities of the finished arms on test, (N, outputs)."""
-    return {
-        arm: [read_predictions(stage_folder(run, seed, arm) / predictions_file("test"))[1] for seed in seeds]
-        for arm in arms
-    }
+    is_label, is_probability = (
+        [k for k, name in enumerate(header) if name.startswith(kind)] for kind in ("label", "prob_")
+    )
+    labels = np.array([[int(row[k]) for k in is_label] for row in rows])
+    return Predictions(
+        labels=labels[:, 0] if "label" in header else labels,
+        probabilities=np.array([[float(row[k]) for k in is_probability] for row in rows]),
+        cases=[row[header.index("case")] for row in rows],
+        patients=[row[header.index("patient")] for row in rows] if "patient" in header else None,
+    )
 
 
 def write_result(folder: Path, weights: dict[str, torch.Tensor], result: dict[str, Any]) -> None:

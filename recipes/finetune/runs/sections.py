@@ -8,8 +8,6 @@ from pathlib import Path
 from ..files import write_json
 from .layout import SECTIONS
 
-SIGNED = "{:+.4f}"
-
 
 @dataclass(frozen=True)
 class Section:
@@ -37,19 +35,3 @@ def read_sections(run: Path) -> list[Section]:
     """The sections that a recipe added, none of them where it added none."""
     path = run / SECTIONS
     return [Section(**content) for content in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
-
-
-def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
-    """A cell with a figure."""
-    return None if value is None else form.format(value)
-
-
-def range_text(low: float | None, high: float | None, form: str = SIGNED) -> str | None:
-    """A cell with an interval."""
-    return None if low is None or high is None else f"[{form.format(low)}, {form.format(high)}]"
-
-
-def interval_text(value: float | None, interval: tuple[float | None, float | None], form: str = SIGNED) -> str | None:
-    """A cell with a figure and its interval, as far as they are defined."""
-    between = range_text(*interval, form)
-    return number_text(value, form) if value is None or between is None else f"{form.format(value)} {between}"

@@ -67,15 +67,15 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """versions.json, data.json where the data have more to tell, and config.yaml, once, at the start of a run."""
+    """data.json, and once, at the start of a run, versions.json and config.yaml."""
+    run.mkdir(parents=True, exist_ok=True)
+    task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
+    write_json(run / DATA, {**task, **data.description})
     if (run / CONFIG).exists():
         return
-    run.mkdir(parents=True, exist_ok=True)
     packages = {name: found for name in _PACKAGES if (found := _version(name))}
     versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
-    if data.description:
-        write_json(run / DATA, data.description)
     write_text(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False))
 
 

@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 import warnings
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..errors import CheckpointWarning
 from ..files import PARTIAL, flush, sha256_of, storage_errors, write_json, write_weights
+from ..runs.results import Progress
 
 KEPT = 2
 BEST = "best.safetensors"
@@ -30,15 +31,14 @@ def checkpoint_folder(state: Path, epochs: int) -> Path:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, state: Path, progress: dict[str, Any], new_best: dict[str, torch.Tensor] | None
+    accelerator: Accelerator, state: Path, progress: Progress, new_best: dict[str, torch.Tensor] | None
 ) -> None:
     """Save everything that the next epoch depends on.
 
     Args:
-        progress: as JSON knows it; its "epochs" is the number of epochs done.
         new_best: the weights of this epoch if it is the best so far; None: those of the checkpoint before are kept.
     """
-    folder = checkpoint_folder(state, progress["epochs"])
+    folder = checkpoint_folder(state, progress.epochs)
     partial = folder.with_name(folder.name + PARTIAL)
     main = accelerator.is_main_process
     with storage_errors(folder):
@@ -49,8 +49,8 @@ def save_checkpoint(
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
         if main:
-            _save_best(partial, checkpoint_folder(state, progress["epochs"] - 1) / BEST, new_best)
-            write_json(partial / _PROGRESS, progress)
+            _save_best(partial, checkpoint_folder(state, progress.epochs - 1) / BEST, new_best)
+            write_json(partial / _PROGRESS, asdict(progress))
             files = sorted(path for path in partial.iterdir() if path.is_file())
             for path in files:
                 flush(path)
@@ -70,14 +70,14 @@ def _save_best(folder: Path, before: Path, new_best: dict[str, torch.Tensor] | N
         shutil.copyfile(before, folder / BEST)
 
 
-def load_checkpoint(accelerator: Accelerator, state: Path) -> dict[str, Any] | None:
+def load_checkpoint(accelerator: Accelerator, state: Path) -> Progress | None:
     """Load the newest whole checkpoint into what accelerate has prepared; its progress, or None when there is none."""
     found = [str(_newest_whole(state) or "")] if accelerator.is_main_process else [""]
     folder = broadcast_object_list(found)[0]
     if not folder:
         return None
     accelerator.load_state(folder)
-    return json.loads((Path(folder) / _PROGRESS).read_text())
+    return Progress(**json.loads((Path(folder) / _PROGRESS).read_text()))
 
 
 def _newest_whole(state: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""One epoch of training, and predictions gathered from all processes."""
+"""One epoch of training."""
 
 import math
 import sys
@@ -82,29 +82,3 @@ class _Watch:
             shown["merges/step"] = f"{(merged - self._merged) / steps:.1f}"
         bar.set_postfix(shown)
         self._start(merged)
-
-
-def predict(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, model_input: Callable[[Batch], torch.Tensor]
-) -> torch.Tensor:
-    """Logits of every case of the split in order, float32 on the host, the same on every process.
-
-    Each case is checked to be there once: gathering pads the last batch, and a padded case counted twice would shift
-    every metric.
-    """
-    model.eval()
-    logits, rows = [], []
-    with torch.no_grad():
-        for batch in loader:
-            gathered = accelerator.gather_for_metrics((model(model_input(batch)).float(), batch["rows"]))
-            logits.append(gathered[0].cpu())
-            rows.append(gathered[1].cpu())
-    cases = len(loader.dataset)
-    if not torch.equal(torch.cat(rows), torch.arange(cases)):
-        raise RuntimeError(
-            f"the processes gathered {sum(map(len, rows))} predictions of {cases} cases, or in another order"
-        )
-    gathered_logits = torch.cat(logits)
-    if not gathered_logits.isfinite().all():
-        raise InputError("the model's predictions are not finite: training diverged, choose a smaller learning rate")
-    return gathered_logits

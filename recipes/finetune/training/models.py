@@ -1,9 +1,11 @@
 """timm models: by name, with the weights that were asked for, and able to do what the trial needs."""
 
+from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors.torch import load_file
 from timm.models import load_state_dict
 from torch import nn
 
@@ -45,6 +47,13 @@ def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Modu
         raise InputError(
             f"timm can't build {options.model} with {kwargs} ({reason}): choose another --model"
         ) from error
+
+
+def load_model(options: Options, data: ImageData, weights: Path) -> nn.Module:
+    """The model as a stage has left it, from the weights in its folder."""
+    model = create_model(options, data, pretrained=False)
+    model.load_state_dict(load_file(weights))
+    return model
 
 
 def use_grad_checkpointing(model: nn.Module, name: str) -> None:

@@ -178,7 +178,7 @@ def test_summary_has_the_intervals_of_each_class_and_null_where_there_is_none() 
         for seed in (0, 1)
     }
     resampled = bootstrap(LABELS, labels, arms)
-    summary = summarise("multi-label", results, resampled)
+    summary = summarise("made", LABELS, results, resampled)
     for arm in arms:
         for figures, name in ((summary["arms"][arm], None), (summary["per_class"][arm]["a"], "a")):
             auroc = figures["auroc"]
@@ -207,7 +207,7 @@ def test_summary_has_the_intervals_of_each_class_and_null_where_there_is_none() 
     ],
 )
 def test_verdict_is_a_sentence(inmerge: list[float | None], outcome: str, sentence: str) -> None:
-    summary = summarise("binary", results_of({"baseline": [0.8, 0.8, 0.8], "inmerge": inmerge}))
+    summary = summarise("made", BINARY, results_of({"baseline": [0.8, 0.8, 0.8], "inmerge": inmerge}))
     (found,) = summary["verdicts"]
     assert found["outcome"] == outcome
     assert sentence in found["sentence"]
@@ -226,7 +226,7 @@ def test_several_arms_share_one_error() -> None:
 
 def test_inmerge_is_set_against_random_pairs_as_well() -> None:
     aurocs = {"baseline": [0.8, 0.8, 0.8], "inmerge": [0.84, 0.85, 0.86], "random-pairs": [0.8, 0.81, 0.8]}
-    summary = summarise("binary", results_of(aurocs))
+    summary = summarise("made", BINARY, results_of(aurocs))
     assert set(summary["differences"]) == {"inmerge", "random-pairs"}
     contrast = summary["contrasts"]["inmerge - random-pairs"]["auroc"]
     assert contrast["values"] == pytest.approx([0.04, 0.04, 0.06])
@@ -246,18 +246,18 @@ def test_planted_damage_is_found_and_every_figure_follows_from_the_predictions(
     assert "inmerge is worse than baseline on AUROC: -" in capsys.readouterr().out
     task = Task("multi-class", tuple("0123456789"))
     read = {
-        arm: [read_predictions(run / f"seed_{seed}/{arm}/predictions_test.csv") for seed in range(3)]
+        arm: [read_predictions(run / f"seed_{seed}/{arm}", "test") for seed in range(3)]
         for arm in ("baseline", "inmerge")
     }
-    scores = {arm: [score(task, *predictions) for predictions in seeds] for arm, seeds in read.items()}
+    scores = {arm: [score(task, p.labels, p.probabilities) for p in seeds] for arm, seeds in read.items()}
     for metric in scores["baseline"][0]:
         a, b = ([found[metric] for found in scores[arm]] for arm in ("inmerge", "baseline"))
         difference, expected = summary["differences"]["inmerge"][metric], stats.ttest_rel(a, b)
         assert difference["values"] == [x - y for x, y in zip(a, b, strict=True)]
         assert difference["p"] == pytest.approx(expected.pvalue)
         assert (difference["low"], difference["high"]) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    labels = read["baseline"][0][0]
-    interval = bootstrap(task, labels, {arm: [p for _, p in seeds] for arm, seeds in read.items()})
+    probabilities = {arm: [p.probabilities for p in seeds] for arm, seeds in read.items()}
+    interval = bootstrap(task, read["baseline"][0].labels, probabilities)
     auroc = summary["differences"]["inmerge"]["auroc"]
     assert (auroc["bootstrap_low"], auroc["bootstrap_high"]) == interval.interval("inmerge", "baseline")
     assert auroc["bootstrap_low"] < auroc["mean"] < auroc["bootstrap_high"] < 0

@@ -13,7 +13,6 @@ from finetune.data.images import BoxedFinding, ImageData, Split
 from finetune.data.tasks import Task
 from finetune.files import write_weights
 from finetune.options import Options
-from finetune.reports import localisation
 from finetune.reports.localisation import (
     Target,
     feature_map_layer,
@@ -24,8 +23,9 @@ from finetune.reports.localisation import (
     maximum,
     targets,
 )
-from finetune.runs.results import write_predictions
+from finetune.runs.finished import FinishedRun
 from PIL import Image
+from small_runs import make_run
 from torch import nn
 
 SIDE, SIZE, CELL = 40, 32, 4  # prepared, seen (4 px are cut off all round), and a cell of the models' maps
@@ -122,19 +122,17 @@ def test_hit_rates_per_label_and_arm(data: ImageData, tmp_path: Path, monkeypatc
         ("baseline", 1): BlockMeans().looks_for([-1.0, -1.0], [1.0, 1.0]),
         **{("inmerge", seed): BlockMeans().looks_for([-1.0, -1.0], [0.0, 0.0]) for seed in SEEDS},
     }
+    make_run(tmp_path, data, {arm: [np.full((3, 2), 0.25) for _ in SEEDS] for arm in ARMS}, SEEDS)
     for (arm, seed), model in models.items():
-        folder = tmp_path / f"seed_{seed}" / arm
-        folder.mkdir(parents=True)
-        write_weights(folder / "model.safetensors", model.state_dict())
-        write_predictions(folder, "test", data.task, data.test, np.full((3, 2), 0.25))
-    monkeypatch.setattr(localisation, "create_model", lambda *_, **__: BlockMeans())
+        write_weights(tmp_path / f"seed_{seed}/{arm}/model.safetensors", model.state_dict())
+    monkeypatch.setattr("finetune.training.models.create_model", lambda *_, **__: BlockMeans())
     findings = [
         BoxedFinding("a", 0, np.array([BRIGHT])),
         BoxedFinding("b", 0, np.array([ELSEWHERE, BRIGHT])),
         BoxedFinding("b", 1, np.array([ELSEWHERE])),
         BoxedFinding("c", 1, np.array([DARK])),
     ]
-    section = localisation_section(tmp_path, Options(arms=ARMS, seeds=SEEDS, in_chans=1), data, findings)
+    section = localisation_section(FinishedRun(tmp_path), Options(in_chans=1), data, findings)
     assert section.header == ["label", "images", "chance", "baseline", "inmerge"]
     assert section.rows == [
         ["Mass", "2", "0.023", "0.500 ± 0.707", "0.000 ± 0.000"],
@@ -152,7 +150,8 @@ def test_hit_rates_per_label_and_arm(data: ImageData, tmp_path: Path, monkeypatc
 
 
 def test_no_box_in_the_test_set_is_said(data: ImageData, tmp_path: Path) -> None:
-    section = localisation_section(tmp_path, Options(), data, [BoxedFinding("elsewhere", 0, np.array([BRIGHT]))])
+    run = FinishedRun(make_run(tmp_path, data, {"baseline": [np.full((3, 2), 0.25)]}, seeds=[0]))
+    section = localisation_section(run, Options(), data, [BoxedFinding("elsewhere", 0, np.array([BRIGHT]))])
     assert section.text.endswith("So there is nothing to score.")
     assert not section.rows
 

@@ -9,10 +9,10 @@ import pytest
 from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
 from finetune.judging.intervals import bootstrap
-from finetune.options import Options
 from finetune.reports.subgroups import subgroup_section
-from finetune.runs.results import write_predictions
+from finetune.runs.finished import FinishedRun
 from sklearn.metrics import roc_auc_score
+from small_runs import make_run
 
 TASK = Task("multi-label", ("a", "b", "c"))
 CASES = 60
@@ -42,18 +42,14 @@ def probabilities(data: ImageData, tmp_path: Path) -> dict[str, list[np.ndarray]
     """Those of finished arms, which stand in the run folder."""
     rng = np.random.default_rng(1)
     found = {arm: [0.2 * data.test.labels + 0.8 * rng.random((CASES, 3)) for _ in SEEDS] for arm in ARMS}
-    for arm, seeds in found.items():
-        for seed, values in zip(SEEDS, seeds, strict=True):
-            folder = tmp_path / f"seed_{seed}" / arm
-            folder.mkdir(parents=True)
-            write_predictions(folder, "test", TASK, data.test, values)
+    make_run(tmp_path, data, found, SEEDS)
     return found
 
 
 def test_a_row_is_the_mean_over_labels_and_seeds_of_its_cases(
     data: ImageData, probabilities: dict[str, list[np.ndarray]], tmp_path: Path
 ) -> None:
-    section = subgroup_section(tmp_path, Options(arms=ARMS, seeds=SEEDS), data)
+    section = subgroup_section(FinishedRun(tmp_path), data)
     assert section.header == ["subgroup", "cases", "patients", "labels", *ARMS, "inmerge - baseline"]
     found = {row[0]: dict(zip(section.header, row, strict=True)) for row in section.rows}
     assert list(found) == ["sex: F", "sex: M", "age: 0-17", "age: 18-39"]
@@ -77,6 +73,6 @@ def test_a_row_is_the_mean_over_labels_and_seeds_of_its_cases(
 def test_what_is_not_known_is_counted(
     data: ImageData, probabilities: dict[str, list[np.ndarray]], tmp_path: Path
 ) -> None:
-    section = subgroup_section(tmp_path, Options(arms=ARMS, seeds=SEEDS), data)
+    section = subgroup_section(FinishedRun(tmp_path), data)
     expected = "Not known, or not plausible, is the sex of 1 of 60 test cases, the view of 60 of 60 test cases."
     assert section.text.endswith(expected)

@@ -31,9 +31,9 @@ def test_two_processes_score_as_one(tmp_path: Path) -> None:
     arguments = ["--epochs", "0", "--inmerge-epochs", "0"]
     run_two_processes(*arguments, "--output", tmp_path / "two")
     run_recipe(*COMMON, *arguments, "--output", tmp_path / "one")
-    one, two = (read_predictions(tmp_path / name / "seed_0/inmerge/predictions_test.csv") for name in ("one", "two"))
-    np.testing.assert_array_equal(one[0], two[0])
-    np.testing.assert_allclose(one[1], two[1], atol=1e-6)
+    one, two = (read_predictions(tmp_path / name / "seed_0/inmerge", "test") for name in ("one", "two"))
+    np.testing.assert_array_equal(one.labels, two.labels)
+    np.testing.assert_allclose(one.probabilities, two.probabilities, atol=1e-6)
     figures = [json.loads((tmp_path / name / "summary.json").read_text())["arms"]["inmerge"] for name in ("one", "two")]
     for metric in figures[0]:
         assert figures[0][metric]["mean"] == pytest.approx(figures[1][metric]["mean"], abs=1e-6)

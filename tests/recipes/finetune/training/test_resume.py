@@ -10,6 +10,7 @@ from pathlib import Path
 import finetune.files
 import finetune.runs.results
 import finetune.training.checkpoints
+import finetune.training.evaluation
 import finetune.training.stage
 import pytest
 import torch
@@ -31,7 +32,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         pytest.param(finetune.training.stage, "save_checkpoint", 2, id="after an epoch of the backbone"),
         pytest.param(finetune.training.checkpoints, "write_json", 6, id="in the write of an arm's checkpoint"),
-        pytest.param(finetune.training.stage, "predict", 7, id="in an evaluation"),
+        pytest.param(finetune.training.evaluation, "predict", 7, id="in an evaluation"),
         pytest.param(finetune.training.stage, "write_result", 2, id="between an arm's predictions and its result"),
         pytest.param(finetune.training.stage, "train_epoch", 6, id="in the last epoch"),
     ],

@@ -20,7 +20,7 @@ CURVES = ("metrics.csv", "timing.json")  # written after each epoch
 MOMENTS = {
     "in a step of the next epoch": ("training.stage", "train_epoch", 2),
     "in a checkpoint's write": ("training.checkpoints", "write_json", 2),
-    "in an evaluation": ("training.stage", "predict", 1),
+    "in an evaluation": ("training.evaluation", "predict", 1),
     "at the end of a stage": ("training.stage", "write_result", 1),
     "between two stages": ("training.stage", "write_result", 2),
 }

@@ -1,0 +1,115 @@
+"""How reports look: figures, their colours, and figures of numbers in words.
+
+Arms differ by colour (Okabe and Ito's palette, which colour-blind readers tell apart), line style and marker, so that
+they can be told apart in grey print as well. Figures are narrow, for phones.
+"""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from ..files import write_bytes
+from ..judging.intervals import LEVEL
+from ..runs.finished import FinishedRun
+
+SIGNED = "{:+.4f}"
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#595959"
+WIDTH = 5.2
+
+
+def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
+    """A cell with a figure."""
+    return None if value is None else form.format(value)
+
+
+def range_text(low: float | None, high: float | None, form: str = SIGNED) -> str | None:
+    """A cell with an interval."""
+    return None if low is None or high is None else f"[{form.format(low)}, {form.format(high)}]"
+
+
+def interval_text(value: float | None, interval: tuple[float | None, float | None], form: str = SIGNED) -> str | None:
+    """A cell with a figure and its interval, as far as they are defined."""
+    between = range_text(*interval, form)
+    return number_text(value, form) if value is None or between is None else f"{form.format(value)} {between}"
+
+
+def mean_text(figure: dict[str, Any]) -> str | None:
+    """A cell with the mean of a figure over seeds, and its standard deviation where there are several."""
+    if figure["mean"] is None:
+        return None
+    return number_text(figure["mean"]) + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
+
+
+def share_text(count: dict[str, int]) -> str | None:
+    """A cell with the share of drawn pairs that merged."""
+    return f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else None
+
+
+def new_figure(height: float, *grid: int, **settings: Any) -> tuple[Figure, Any]:
+    """A figure of the common width, with its panels; height in inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(*grid, **settings)
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    path.parent.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    write_bytes(path, content.getvalue())
+
+
+def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]]) -> None:
+    """A row per difference of summary.json: a dot per seed; thick: the interval over seeds, thin: over test cases."""
+    for place, (_, difference) in enumerate(rows):
+        height = -place
+        values = [value for value in difference["values"] if value is not None]
+        if difference.get("bootstrap_low") is not None:
+            ends = difference["bootstrap_low"], difference["bootstrap_high"]
+            axes.plot(ends, (height - 0.18,) * 2, color=_COLOURS[1], linewidth=1.2, marker="|", markersize=8)
+        if difference["low"] is not None:
+            axes.plot((difference["low"], difference["high"]), (height,) * 2, color=_COLOURS[0], linewidth=3.5)
+        axes.plot(values, [height + 0.18] * len(values), "o", color=GREY, markersize=4, alpha=0.8)
+        if difference["mean"] is not None:
+            axes.plot(difference["mean"], height, "D", color=_COLOURS[0], markeredgecolor="white", markersize=8)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+    axes.set_yticks([-place for place in range(len(rows))], [label for label, _ in rows])
+    axes.set_ylim(-len(rows) + 0.5, 0.5)
+    axes.locator_params(axis="x", nbins=5)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def difference_legend(figure: Figure) -> None:
+    level = f"{LEVEL:.0%}"
+    handles = [
+        Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4, label="one seed"),
+        Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval over seeds"),
+        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level} interval over the test set"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+
+
+def looks(run: FinishedRun, marker: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How each arm's lines look."""
+    for place, arm in enumerate(run.arms):
+        colour, style, shape = (kinds[place % len(kinds)] for kinds in (_COLOURS, _STYLES, _MARKERS))
+        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
+        yield arm, look | ({"marker": shape} if marker else {})
+
+
+def text_colour(share: float) -> str:
+    """Readable on cividis, which is dark at 0."""
+    return "black" if share > 0.55 else "white"
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small", frameon=False)

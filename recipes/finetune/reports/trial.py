@@ -1,0 +1,184 @@
+"""The sections that the report of every trial has. One is added to SECTIONS, and nowhere else."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..judging.intervals import LEVEL
+from ..judging.metrics import title_of
+from ..judging.summary import left_out, total_merges
+from ..options import BASELINE
+from ..runs.finished import FinishedRun
+from ..runs.sections import Section
+from .figures import pictures
+from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
+
+_NOT_SETTINGS = {"resume", "config", "output", "data_dir", "workers", "tracker", "prepared_dir", "prepare_workers"}
+
+
+def _verdict(run: FinishedRun) -> Section:
+    sentences = [f"{found['sentence']}." for found in run.summary["verdicts"]]
+    text = "\n\n".join(sentences) or "There is no arm beside the baseline."
+    if len(run.seeds) == 1:
+        text += "\n\nOne seed says nothing of how training varies: run at least three, better five."
+    else:
+        text += (
+            "\n\nThe one rule: an arm differs where the paired t test over seeds says so at "
+            f"{100 * (1 - LEVEL):.0f} %, Holm-adjusted over the arms. Anything else is “no difference shown”, which is "
+            "not the same as equal."
+        )
+    header = ("AUROC on test", "mean", "over seeds", "over the test set", "adjusted p")
+    compared = [(f"{arm} - {BASELINE}", run.summary["differences"][arm]["auroc"]) for arm in run.other_arms]
+    compared += [(name, metrics["auroc"]) for name, metrics in run.summary["contrasts"].items()]
+    rows = [
+        [
+            name,
+            number_text(difference["mean"], SIGNED),
+            range_text(difference["low"], difference["high"]),
+            range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
+            None if difference["p_adjusted"] is None else f"{difference['p_adjusted']:.2g}",
+        ]
+        for name, difference in compared
+    ]
+    kinds = [words for words in run.summary["intervals"].values() if words]
+    text += "".join(f"\n\n{words[0].upper()}{words[1:]}." for words in kinds)
+    return Section("Verdict", text, header, rows, pictures(run, "differences"))
+
+
+def _trial(run: FinishedRun) -> Section:
+    options, description = run.options, run.description
+    seeds = f"{len(run.seeds)} seeds" if len(run.seeds) > 1 else "one seed"
+    start = (
+        f"weights from {Path(options['checkpoint']).name}"
+        if options["checkpoint"]
+        else "timm's pretrained weights"
+        if options["pretrained"]
+        else "random weights"
+    )
+    text = (
+        f"For {seeds}, a backbone stage of {options['epochs']} epochs from {start}, then each arm for "
+        f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
+        "each arm the epoch with the best validation AUROC is kept and scored on test; the last epoch stands beside it."
+    )
+    if options["recalibrate_bn"]:
+        text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."
+    else:
+        text += " Batch norm statistics were left as training had them (--recalibrate-bn was off)."
+    if options["cooldown_epochs"]:
+        text += f" The merging arms merged nothing in their last {options['cooldown_epochs']} epochs."
+    if options["limit_train"]:
+        text += f" Only {options['limit_train']} training images were used: this is a dry run."
+    rows = [
+        [part, f"{split['images']:,}", f"{split['patients']:,}"]
+        for part, split in description.get("splits", {}).items()
+    ]
+    return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)
+
+
+def _arms(run: FinishedRun) -> Section:
+    metrics = list(run.summary["arms"][BASELINE])
+    header = ("arm", "epoch kept", *(title_of(metric) for metric in metrics))
+    rows = []
+    for figures, last in ((run.summary, False), (run.summary["last"], True)):
+        for arm, scores in figures["arms"].items():
+            epochs = "last" if last else f"best ({', '.join(map(str, run.summary['epochs'][arm]))})"
+            rows.append([arm, epochs, *(mean_text(scores[metric]) for metric in metrics)])
+        for arm, differences in figures["differences"].items():
+            cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)
+            rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
+    text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
+    absent = left_out(run.summary)
+    if absent:
+        text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
+    return Section("The arms", text, header, rows)
+
+
+def _per_class(run: FinishedRun) -> Section:
+    figures = run.summary["per_class"]
+    metrics = list(next(iter(figures[BASELINE].values())))
+    header = ["class", *(f"{title_of(metric)} {arm}" for metric in metrics for arm in run.arms)]
+    header[1 + len(run.arms) : 1 + len(run.arms)] = [f"AUROC {arm} - {BASELINE}" for arm in run.other_arms]
+    rows = []
+    for name in figures[BASELINE]:
+        cells = [[mean_text(figures[arm][name][metric]) for arm in run.arms] for metric in metrics]
+        differences = [figures[arm][name]["auroc"]["difference"] for arm in run.other_arms]
+        cells[0] += [
+            interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"])) for found in differences
+        ]
+        rows.append([name, *(cell for row in cells for cell in row)])
+    of = "The positive class" if run.task.kind == "binary" else "Each label" if run.task.multi_label else "Each class"
+    over = run.summary["intervals"]["bootstrap_low, bootstrap_high"]
+    text = f"{of} on test, of the epochs kept. After a difference: the {over}, not adjusted for how many there are."
+    return Section("Per class", text, header, rows)
+
+
+def _merges(run: FinishedRun) -> Section:
+    if not run.merging_arms:
+        return Section("Kernels merged", "No arm merges.")
+    rows = []
+    ranks = _effective_ranks(run, BASELINE)
+    for arm in run.merging_arms:
+        layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
+        for layer, count in [*layers.items(), ("all", total_merges(layers))]:
+            merged = table if layer == "all" else table[table["layer"] == layer]
+            cosine = (merged["mean_cosine"] * merged["merged"]).sum() / count["merged"] if count["merged"] else None
+            found = [number_text(values.get(layer), "{:.1f}") for values in (own_ranks, ranks)]
+            counts = [f"{count['drawn']:,}", f"{count['merged']:,}", share_text(count)]
+            rows.append([arm, layer, *counts, number_text(cosine, "{:.3f}"), *found])
+    text = (
+        "Pairs of kernels drawn and merged in the arms' epochs, over all seeds, and the mean cosine of those merged. "
+        "The effective rank of a layer's kernels is that after the arm's last epoch, beside the baseline's: merging "
+        "that draws kernels together lowers it."
+    )
+    totals = [total_merges(run.summary["merges"][arm]) for arm in run.merging_arms]
+    if all(1000 * count["merged"] < count["drawn"] for count in totals):
+        text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
+    header = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "effective rank", f"{BASELINE}'s rank")
+    return Section("Kernels merged", text, header, rows, pictures(run, "merge_rates"))
+
+
+def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
+    """Per layer after the last epoch of an arm, mean over seeds."""
+    table = run.merges(arm)
+    last = table[table["epoch"] == table["epoch"].max()]
+    return last.groupby("layer")["effective_rank"].mean().to_dict()
+
+
+def settings_section(run: FinishedRun) -> Section:
+    rows = [[name, value] for name, value in settings_of(run).items()]
+    rows += [[f"{package} version", version] for package, version in run.versions["packages"].items()]
+    rows += [["Python version", run.versions["python"]]]
+    rows += [[f"checksum of {name}", checksum] for name, checksum in run.versions["data"].items()]
+    return Section("Settings and versions", "", ("setting", "value"), rows)
+
+
+def settings_of(run: FinishedRun) -> dict[str, str]:
+    """What the figures depend on beside data and versions: the options, and how the run was launched."""
+    options = {name: value for name, value in run.options.items() if name not in _NOT_SETTINGS}
+    flags = {f"--{name.replace('_', '-')}": _plain(value) for name, value in options.items()}
+    return flags | {name: str(value) for name, value in run.versions["launch"].items()}
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _curves(run: FinishedRun) -> Section:
+    names = ("roc", "precision_recall", "reliability", "confusion")
+    return Section("Curves on test", figures=pictures(run, *names))
+
+
+def _learning_curves(run: FinishedRun) -> Section:
+    return Section("Learning curves", figures=pictures(run, "learning_curves"))
+
+
+# In the order of the report; the recipe's own and the settings follow them. None: there is nothing to tell.
+SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
+    _verdict,
+    _trial,
+    _arms,
+    _per_class,
+    _curves,
+    _merges,
+    _learning_curves,
+]

@@ -1,0 +1,71 @@
+"""What an arm's optimizer merged, epoch by epoch, and how varied the kernels are after it."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from inmerge_optim import InMergeOptimizer, KernelLayer, kernel_layers, kernel_ranks
+
+from ..options import Options
+from .arms import Arm, merge_settings, merging_arms
+
+_NOTHING = (0, 0, 0.0)
+
+
+class MergeTally:
+    """Counts the pairs of a stage from when it was made.
+
+    Args:
+        optimizer: before accelerate prepares it; one that merges nothing draws and merges no pairs.
+        watched: the layers that have a row per epoch.
+    """
+
+    def __init__(self, optimizer: Optimizer, watched: list[KernelLayer]) -> None:
+        self._merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
+        self._watched = watched
+        self._before = self._totals()
+
+    def merged_pairs(self) -> int:
+        """Of this stage so far, for the progress bar; waits for the device."""
+        return sum(merged for _, merged, _ in self._totals().values())
+
+    def rows(self, epoch: int) -> list[list[Any]]:
+        """A row per watched layer: what was merged since the last call, and the effective rank of its kernels now."""
+        before, self._before = self._before, self._totals()
+        rows = []
+        for layer, rank in kernel_ranks(self._watched).items():
+            early, late = before.get(layer, _NOTHING), self._before.get(layer, _NOTHING)
+            drawn, merged, cosines = (b - a for a, b in zip(early, late, strict=True))
+            rows.append([epoch, layer, drawn, merged, cosines / merged if merged else None, rank])
+        return rows
+
+    def _totals(self) -> dict[str, tuple[int, int, float]]:
+        """Pairs drawn and merged per layer, and the sum of the cosines of those merged; none where none are."""
+        if self._merging is None:
+            return {}
+        cosines = self._merging.merged_cosines()
+        counts = self._merging.merge_counts()
+        return {layer: (count["drawn"], count["merged"], cosines[layer]) for layer, count in counts.items()}
+
+
+def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelLayer]:
+    """The layers that an arm merges; of one that merges nothing those that any other arm of the trial does.
+
+    So the baseline has ranks to compare with: did merging lower the rank? None where no arm merges.
+    """
+    arms = [arm] if arm.criterion else merging_arms(options)
+    layers = {}
+    for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
+        layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
+    return sorted(layers.values(), key=lambda layer: layer.index)
+
+
+def total_merges(rows: list[list[Any]]) -> dict[str, dict[str, int]]:
+    """Pairs drawn and merged per layer over all epochs."""
+    totals: dict[str, dict[str, int]] = {}
+    for _, layer, drawn, merged, *_ in rows:
+        total = totals.setdefault(layer, {"drawn": 0, "merged": 0})
+        total["drawn"] += drawn
+        total["merged"] += merged
+    return totals

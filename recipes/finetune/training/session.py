@@ -1,0 +1,151 @@
+"""A stage at work: what accelerate has prepared for it, and how its batches become inputs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+
+from ..data import tasks
+from ..data.images import ImageData
+from ..options import Options
+from .arms import wrap_optimizer
+from .averages import create_average
+from .batches import (
+    channel_statistics,
+    crop,
+    crop_corners,
+    eval_loader,
+    flip_mask,
+    model_input,
+    train_loader,
+)
+from .epoch import Batch
+from .merge_tally import MergeTally, watched_layers
+from .models import create_model, load_model, use_grad_checkpointing
+from .optim import create_optimizer, create_schedule
+from .plan import Stage
+from .randomness import seed_globals
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a stage works with.
+
+    Attributes:
+        model, optimizer, loaders: as accelerate has prepared them; a loader per split.
+        wrapped: the optimizer before that, whose settings can be changed between epochs.
+        tally: what was merged.
+        average: holds the weights to evaluate, where these are an average.
+        as_input: from a batch to what the model takes; for training with the views of its epoch.
+        loss: from logits and labels.
+    """
+
+    accelerator: Accelerator
+    options: Options
+    data: ImageData
+    stage: Stage
+    model: nn.Module
+    optimizer: Optimizer
+    wrapped: Optimizer
+    schedule: Scheduler
+    loaders: dict[str, DataLoader]
+    tally: MergeTally
+    average: ModelEmaV3 | AveragedModel | None
+    as_input: Callable[..., torch.Tensor]
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The model without what accelerate wrapped around it."""
+        return self.accelerator.unwrap_model(self.model)
+
+
+def prepare_session(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> Session:
+    """Create everything that the stage needs, as it is before its first epoch."""
+    seed_globals(stage.seed, "initialisation", 0, rank=0)
+    if stage.start is None:
+        model = create_model(options, data, pretrained=options.pretrained)
+    else:
+        model = load_model(options, data, stage.start)
+    if options.grad_checkpointing:
+        use_grad_checkpointing(model, options.model)
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    model.to(memory_format=memory_format)
+    config = model.pretrained_cfg
+    wrapped = wrap_optimizer(stage.arm, create_optimizer(options, model, stage.lr), model, options, stage.seed)
+    watched = watched_layers(model, stage.arm, options) if stage.kind == "arm" else []
+    schedule = create_schedule(options, wrapped, stage.kind, stage.epochs)
+    average = create_average(stage.arm.average, model) if stage.arm.average else None
+    if options.compile:
+        model.compile()  # in place, so that the names of its weights stay
+    loaders = _loaders(accelerator, options, data, stage)
+    model, optimizer, *prepared = accelerator.prepare(model, wrapped, *loaders.values())
+    if average is not None:
+        average = accelerator.prepare_model(average, evaluation_mode=True)  # part of the checkpoints, but not trained
+    mean, std = (values.to(accelerator.device) for values in channel_statistics(config, options.in_chans))
+    weights = options.class_weights and tasks.balanced_weights(data.task, data.train.labels).to(accelerator.device)
+    return Session(
+        accelerator,
+        options,
+        data,
+        stage,
+        model,
+        optimizer,
+        wrapped,
+        schedule,
+        dict(zip(loaders, prepared, strict=True)),
+        MergeTally(wrapped, watched),
+        average,
+        as_input=partial(_as_input, mean=mean, std=std, size=data.size, memory_format=memory_format),
+        loss=partial(tasks.loss, data.task, weights=weights, smoothing=options.smoothing),
+    )
+
+
+def _loaders(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> dict[str, DataLoader]:
+    loading = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
+    batch_size = options.batch_size // options.grad_accum_steps
+    train = train_loader(
+        data.train,
+        batch_size=options.batch_size,
+        grad_accum_steps=options.grad_accum_steps,
+        seed=stage.seed,
+        stage=stage.kind,
+        **loading,
+    )
+    held_out = {part: eval_loader(data.splits[part], batch_size=batch_size, **loading) for part in ("val", "test")}
+    return {"train": train, **held_out}
+
+
+def _as_input(
+    batch: Batch,
+    mean: torch.Tensor,
+    std: torch.Tensor,
+    size: int,
+    memory_format: torch.memory_format,
+    corners: torch.Tensor | None = None,
+    flips: torch.Tensor | None = None,
+) -> torch.Tensor:
+    rows = batch["rows"]
+    images = crop(batch["images"], size, None if corners is None else corners[rows])
+    inputs = model_input(images, mean, std, None if flips is None else flips[rows])
+    return inputs.contiguous(memory_format=memory_format)
+
+
+def epoch_views(session: Session, epoch: int) -> dict[str, torch.Tensor]:
+    """Where the crops of an epoch's training images begin, and which are flipped, on the device."""
+    options, data, stage = session.options, session.data, session.stage
+    views = {}
+    margin = data.train.images.shape[-1] - data.size
+    if margin:
+        views["corners"] = crop_corners(len(data.train), margin, stage.seed, stage.kind, epoch)
+    if options.hflip:
+        views["flips"] = flip_mask(len(data.train), options.hflip, stage.seed, stage.kind, epoch)
+    return {name: values.to(session.accelerator.device) for name, values in views.items()}
