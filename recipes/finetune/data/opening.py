@@ -75,9 +75,16 @@ def open_image(encoded: bytes, window: Window) -> Opened:
     except Image.DecompressionBombError as error:
         raise Unreadable(f"has more than {MAX_PIXELS:,} pixels: make it smaller") from error
     except UnidentifiedImageError as error:
+        if is_dicom(encoded):
+            raise Unreadable("is DICOM, which pip install 'inmerge_optim[dicom]' lets be read") from error
         raise Unreadable("is empty" if not encoded else f"is no {', '.join(FORMATS)} or DICOM file") from error
     except Exception as error:  # whatever Pillow's decoders raise on a damaged file
         raise Unreadable(f"is damaged ({str(error).strip() or type(error).__name__})") from error
+
+
+def is_dicom(encoded: bytes) -> bool:
+    """Whether a file begins as DICOM files do."""
+    return encoded[128:132] == b"DICM"
 
 
 def _displayed(image: Image.Image, window: Window) -> np.ndarray:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import write_json, write_text
+from ..files import write_csv, write_json, write_text
 from ..options import Options, as_plain
 from .layout import CONFIG, DATA, VERSIONS
 
@@ -67,10 +67,12 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """data.json, and once, at the start of a run, versions.json and config.yaml."""
+    """data.json and the tables of the data, and once, at the start of a run, versions.json and config.yaml."""
     run.mkdir(parents=True, exist_ok=True)
     task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     write_json(run / DATA, {**task, **data.description})
+    for name, (header, rows) in data.tables.items():
+        write_csv(run / name, header, rows)
     if (run / CONFIG).exists():
         return
     packages = {name: found for name in _PACKAGES if (found := _version(name))}

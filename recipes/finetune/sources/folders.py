@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.catalogue import ImageFiles
+from ..data.opening import is_dicom
 from ..errors import InputError
 from .listing import Listing, counted, part_of
 
@@ -29,12 +30,8 @@ class FoundFile:
     key: str
 
 
-def read_class_folders(folder: Path, patient_regex: re.Pattern[str] | None) -> Listing:
-    """Find the images of class folders. What lies deeper in a class's folder is of that class.
-
-    Args:
-        patient_regex: its first group, searched for in the path of an image within the folder, names the patient.
-    """
+def read_class_folders(folder: Path) -> Listing:
+    """Find the images of class folders. What lies deeper in a class's folder is of that class."""
     top, notices = _top(folder), []
     found, skipped = find_image_files(top)
     if not found:
@@ -65,7 +62,6 @@ def read_class_folders(folder: Path, patient_regex: re.Pattern[str] | None) -> L
         images=ImageFiles([file.path for file in inner], [file.key for file in inner]),
         labels=[(step[depth],) for step in steps],
         parts=[part_of(step[0]) for step in steps] if split else None,
-        patients=None if patient_regex is None else patients_of([file.case for file in inner], patient_regex),
         description={"folder": str(top)},
         notices=[*notices, *empty, *skipped],
     )
@@ -121,8 +117,8 @@ def find_image_files(folder: Path) -> tuple[list[FoundFile], list[str]]:
         suffix = Path(entry.name).suffix.lower()
         if _is_left_by_system(entry.name):
             other.append(entry.name)
-        elif suffix in IMAGE_SUFFIXES or not suffix and _is_dicom(entry):
-            found.append(FoundFile(_text(case), entry.path, f"{_text(case)} {_stamp(entry)}"))
+        elif suffix in IMAGE_SUFFIXES or (not suffix and _holds_dicom(entry)):
+            found.append(FoundFile(_text(case), entry.path, f"{_text(case)} {stamp_of(entry.path)}"))
         else:
             other.append(suffix or "without suffix")
     if other:
@@ -162,20 +158,20 @@ def _is_left_by_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
-def _is_dicom(entry: os.DirEntry[str]) -> bool:
+def _holds_dicom(entry: os.DirEntry[str]) -> bool:
     try:
         if not entry.is_file():
             return False
         with open(entry.path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"
+            return is_dicom(file.read(132))
     except OSError:
         return False
 
 
-def _stamp(entry: os.DirEntry[str]) -> str:
+def stamp_of(path: str) -> str:
     """What changes with a file."""
     try:
-        status = entry.stat()
+        status = os.stat(path)
     except OSError:  # a link that leads nowhere
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns}"

@@ -14,9 +14,13 @@ from ..data.splits import hold_out_stratified, units_of
 from ..data.squares import Fit, Form
 from ..data.twins import find_leaks, refuse_leaks
 from ..errors import InputError
-from .folders import read_class_folders
+from .columns import Columns
+from .dicom import image_opener
+from .folders import patients_of, read_class_folders
+from .hub import read_hub
 from .listing import Listing, catalogue_of
 from .preparing import PreparedOptions, check_preparing
+from .tables import read_table
 
 
 @dataclass(kw_only=True)
@@ -27,6 +31,20 @@ class OwnImagesOptions(PreparedOptions):
     library (--hub).
     """
 
+    csv: Path | None = None
+    """A table of the images, CSV, TSV or parquet, whose paths start from --data-dir, or else from where it lies."""
+    image_column: str | None = None
+    """Column of paths. This and the next: None: the one of a usual name, which is told."""
+    label_columns: tuple[str, ...] = ()
+    """Column of classes, or of labels joined by | or ;, or several columns of 0 and 1."""
+    patient_column: str | None = None
+    """Column that names the patient."""
+    split_column: str | None = None
+    """Column with train, val or test."""
+    subgroup_columns: tuple[str, ...] = ()
+    """Columns whose values the report tells apart."""
+    allow_outside: bool = False
+    """Read images of a table that lie outside of its folder."""
     patient_regex: str | None = None
     """Names the patient by its first group, searched for in an image's path: r"(\\d+)_" for 0017_left.png."""
     positive_class: str | None = None
@@ -46,8 +64,17 @@ class OwnImagesOptions(PreparedOptions):
 
 def check_own_images(options: OwnImagesOptions) -> None:
     """Refuse options that contradict each other or are out of range."""
-    if (options.data_dir is None) == (options.hub is None):
-        raise InputError("give --data-dir, a folder of images, or --hub, a data set of the datasets library")
+    if (options.data_dir is None and options.csv is None) == (options.hub is None):
+        raise InputError(
+            "give one of --data-dir, a folder of images, --csv, a table of them, and --hub, a data set of the datasets "
+            "library"
+        )
+    if options.csv is None and options.hub is None:
+        for name in ("image_column", "label_columns", "patient_column", "split_column", "subgroup_columns"):
+            if getattr(options, name):
+                raise InputError(f"--{name.replace('_', '-')} has no effect without --csv or --hub: leave it out")
+    if options.allow_outside and options.csv is None:
+        raise InputError("--allow-outside has no effect without --csv: leave it out")
     check_preparing(options)
     for name in ("val_fraction", "test_fraction"):
         if not 0 < getattr(options, name) < 1:
@@ -105,16 +132,42 @@ def load_own_images(options: OwnImagesOptions) -> ImageData:
 def find_own_images(options: OwnImagesOptions) -> OwnImages:
     """Find and prepare the images, and split those that can be used."""
     catalogue = catalogue_of(_listing(options), options.positive_class)
-    form = Form(options.side, options.fit, parse_window(options.window))
+    form = Form(options.side, options.fit, parse_window(options.window), decode=image_opener())
     folder = prepared_folder(options.prepared_in, catalogue, form)
     images = prepare(catalogue.images, form, folder, options.processes)
-    catalogue = without_unreadable(catalogue, images, options.allow_missing)
+    catalogue = without_unreadable(_with_headers(catalogue, images), images, options.allow_missing)
     return OwnImages(_split(catalogue, images, options), images, form, folder)
 
 
 def _listing(options: OwnImagesOptions) -> Listing:
-    pattern = None if options.patient_regex is None else _patient_pattern(options.patient_regex)
-    return read_class_folders(options.data_dir, pattern)
+    columns = Columns(
+        options.image_column,
+        options.label_columns,
+        options.patient_column,
+        options.split_column,
+        options.subgroup_columns,
+    )
+    if options.hub is not None:
+        listing = read_hub(options.hub, options.hub_revision, columns)
+    elif options.csv is not None:
+        listing = read_table(options.csv, options.data_dir or options.csv.parent, columns, options.allow_outside)
+    else:
+        listing = read_class_folders(options.data_dir)
+    if options.patient_regex is None:
+        return listing
+    return replace(listing, patients=patients_of(listing.cases, _patient_pattern(options.patient_regex)))
+
+
+def _with_headers(catalogue: Catalogue, images: PreparedImages) -> Catalogue:
+    """What the files' own headers say, where the source says nothing: patients if all name theirs, and subgroups."""
+    headers = images.headers()
+    usable = [header for header, problem in zip(headers, images.problems(), strict=True) if problem is None]
+    patients = catalogue.patients
+    if patients is None and usable and all("patient" in header for header in usable):
+        patients = [header.get("patient", "") for header in headers]
+    found = {name: [header.get(name) for header in headers] for name in ("view", "sex", "age")}
+    subgroups = {name: values for name, values in found.items() if any(values)} | catalogue.subgroups
+    return replace(catalogue, patients=patients, subgroups=subgroups)
 
 
 def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> Catalogue:

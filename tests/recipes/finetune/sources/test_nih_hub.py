@@ -86,7 +86,7 @@ def test_the_commit_is_loaded_and_recorded(tree: Path, tmp_path: Path, monkeypat
         loaded.append((name, revision))
         return splits
 
-    monkeypatch.setattr("finetune.sources.nih_hub.HfApi", Hub)
+    monkeypatch.setattr("finetune.sources.hub.HfApi", Hub)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert read_nih_hub("owner/name", "main").files == {"owner/name": "b" * 40}
     assert read_nih_hub("owner/name", "a" * 40).description == {"hub": "owner/name", "revision": "a" * 40}
