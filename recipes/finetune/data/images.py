@@ -10,7 +10,6 @@ from torchvision.transforms import v2
 
 from .tasks import Task
 
-
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 

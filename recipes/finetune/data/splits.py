@@ -73,9 +73,7 @@ def fold_numbers(catalogue: Catalogue, folds: int, seed: int, units: np.ndarray)
     return numbers
 
 
-def _stratified_folds(
-    catalogue: Catalogue, rows: np.ndarray, units: np.ndarray, folds: int, seed: int
-) -> np.ndarray:
+def _stratified_folds(catalogue: Catalogue, rows: np.ndarray, units: np.ndarray, folds: int, seed: int) -> np.ndarray:
     found, strata = len(np.unique(units)), _strata(catalogue, rows)
     if found < folds or np.unique(strata, return_counts=True)[1].max() < folds:
         raise InputError(

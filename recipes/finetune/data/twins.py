@@ -94,7 +94,9 @@ def describe_leaks(data: ImageData, leaks: list[Leak]) -> list[str]:
         conflict = f", {conflicting:,} of them with conflicting labels" if conflicting else ""
         more = f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""
         names = "; ".join(_name(data, leak) for leak in found[:_NAMED])
-        sentences.append(f"{len(found):,} {words} of {data.name} lie in several splits ({shared}{conflict}): {names}{more}")
+        sentences.append(
+            f"{len(found):,} {words} of {data.name} lie in several splits ({shared}{conflict}): {names}{more}"
+        )
     return sentences
 
 
@@ -139,7 +141,9 @@ def settle_leaks(data: ImageData, drop: bool) -> tuple[ImageData, list[str]]:
     sentences = [f"{text}{', dropped there but for the last' if drop else ''}" for text in describe_leaks(data, leaks)]
     settled = drop_leaks(data, leaks) if drop else data
     description = {**data.description, "leaks": sentences}
-    return replace(settled, description=description, tables={**data.tables, "leaks.csv": leak_table(data, leaks)}), sentences
+    return replace(
+        settled, description=description, tables={**data.tables, "leaks.csv": leak_table(data, leaks)}
+    ), sentences
 
 
 def leak_table(data: ImageData, leaks: list[Leak]) -> Table:
@@ -190,7 +194,7 @@ def find_near_twins(data: ImageData) -> list[NearTwins]:
 
 
 def _near_hashes(split: Split) -> np.ndarray:
-    """imagehash's phash of each image and of its mirror image as -1 and 1, float32 (N, 2, _BITS)."""
+    """Imagehash's phash of each image and of its mirror image as -1 and 1, float32 (N, 2, _BITS)."""
     hashes = [[_phash(image), _phash(ImageOps.mirror(image))] for image in _small_images(split)]
     return np.where(hashes, np.float32(1), np.float32(-1))
 

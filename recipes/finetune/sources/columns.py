@@ -10,7 +10,18 @@ from .listing import part_of, says_nothing
 
 # How columns are called, without spaces, underscores and case, in the order in which they are looked for.
 _IMAGE_NAMES = ("image", "imagepath", "path", "filepath", "filename", "file", "imageindex", "imageid", "imagename")
-_LABEL_NAMES = ("label", "labels", "class", "target", "diagnosis", "findinglabels", "finding", "findings", "category", "dx")
+_LABEL_NAMES = (
+    "label",
+    "labels",
+    "class",
+    "target",
+    "diagnosis",
+    "findinglabels",
+    "finding",
+    "findings",
+    "category",
+    "dx",
+)
 _PATIENT_NAMES = ("patient", "patientid", "subject", "subjectid", "participant", "participantid")
 _SPLIT_NAMES = ("split", "set", "subset", "partition")
 _SUBGROUP_NAMES = {
@@ -82,7 +93,9 @@ def understand(table: Table, columns: Columns) -> Understood:
 
     image = choose("--image-column", columns.image, _IMAGE_NAMES)
     if image is None:
-        raise InputError(f"{table.name} has the columns {', '.join(table.columns)}: name that of paths by --image-column")
+        raise InputError(
+            f"{table.name} has the columns {', '.join(table.columns)}: name that of paths by --image-column"
+        )
     patient = choose("--patient-column", columns.patient, _PATIENT_NAMES)
     split = choose("--split-column", columns.split, _SPLIT_NAMES)
     subgroups = {name: _given(table, "--subgroup-columns", name) for name in columns.subgroups}
@@ -105,7 +118,9 @@ def understand(table: Table, columns: Columns) -> Understood:
         classes=classes,
         parts=None if split is None else [_part(table, split, row) for row in range(len(table.columns[split]))],
         patients=None if patient is None else filled_cells(table, patient),
-        subgroups={name: [_subgroup(name, cell) for cell in table.columns[column]] for name, column in subgroups.items()},
+        subgroups={
+            name: [_subgroup(name, cell) for cell in table.columns[column]] for name, column in subgroups.items()
+        },
         notices=notices,
     )
 
@@ -155,7 +170,9 @@ def _labels(table: Table, columns: list[str]) -> Labels:
     if not any(isinstance(cell, tuple) or _SEPARATORS.search(cell) for cell in cells):
         return [(cell,) for cell in filled_cells(table, columns[0])], False, None, []
     labels = [cell if isinstance(cell, tuple) else tuple(map(str.strip, _SEPARATORS.split(cell))) for cell in cells]
-    alone = {names[0] for names in labels if len(names) == 1} - {name for names in labels if len(names) > 1 for name in names}
+    alone = {names[0] for names in labels if len(names) == 1} - {
+        name for names in labels if len(names) > 1 for name in names
+    }
     nothing = {name for name in alone if says_nothing(name)}
     notices = [f"{', '.join(map(repr, sorted(nothing)))} is taken for no label"] if nothing else []
     return [tuple(name for name in names if name and name not in nothing) for names in labels], True, None, notices

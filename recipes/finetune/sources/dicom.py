@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _FIRST_ELEMENTS = (b"\x02\x00", b"\x08\x00")  # groups that a file without DICOM's preamble begins with
 _HEADER = {"patient": "PatientID", "view": "ViewPosition", "sex": "PatientSex", "age": "PatientAge"}
 _ITEM = b"\xfe\xff\x00\xe0"  # that compressed pixels are wrapped in
+_RLE_OFFSET = b"\x40\x00\x00\x00"  # of the first segment, behind their number
 
 
 def image_opener() -> Callable[[bytes, Window], Opened]:
@@ -97,8 +98,10 @@ def _true_syntax(dataset: "Dataset") -> "UID":
         family, usual = uid.JPEGLSTransferSyntaxes, uid.JPEGLSLossless
     elif frame.startswith(b"\xff\xd8"):
         family, usual = uid.JPEGTransferSyntaxes, uid.JPEGLosslessSV1 if b"\xff\xc3" in frame else uid.JPEGBaseline8Bit
+    elif frame[4:8] == _RLE_OFFSET or not named.is_encapsulated:
+        family, usual = uid.RLETransferSyntaxes, uid.RLELossless
     else:
-        return named if named.is_encapsulated else uid.RLELossless
+        return named
     return named if named in family else usual
 
 

@@ -49,7 +49,9 @@ def read_class_folders(folder: Path) -> Listing:
     inner = [file for file in found if file.case.count("/") > depth]
     if len(inner) < len(found):
         outside = next(file.case for file in found if file.case.count("/") <= depth)
-        skipped += [f"{len(found) - len(inner):,} images lie in no class's folder and are left alone, such as {outside}"]
+        skipped += [
+            f"{len(found) - len(inner):,} images lie in no class's folder and are left alone, such as {outside}"
+        ]
     steps = [file.case.split("/") for file in inner]
     if top != folder:
         notices.append(f"The images lie in {top}")

@@ -4,8 +4,6 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ..data.catalogue import PARTS, Catalogue
 from ..data.images import ImageData
 from ..data.opening import parse_window

@@ -18,7 +18,19 @@ _PART_NAMES = {
     "test": ("test", "testing"),
 }
 # What says that nothing is found: class 0 of a binary task, and no label among several.
-_NOTHING = ("no finding", "no findings", "none", "normal", "negative", "healthy", "benign", "control", "no", "false", "0")
+_NOTHING = (
+    "no finding",
+    "no findings",
+    "none",
+    "normal",
+    "negative",
+    "healthy",
+    "benign",
+    "control",
+    "no",
+    "false",
+    "0",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def catalogue_of(listing: Listing, positive_class: str | None) -> Catalogue:
     listing = _with_one_spelling(listing)
     found = {name for labels in listing.labels for name in labels}
     classes = sorted(found) if listing.classes is None else list(listing.classes)
-    if len(classes) < 2 and not listing.multi_label or not classes:
+    if (len(classes) < 2 and not listing.multi_label) or not classes:
         raise InputError(
             f"{listing.name} has {'the one class ' + repr(classes[0]) if classes else 'no label'}: expected two classes "
             "or more, or several labels"
@@ -81,7 +93,9 @@ def catalogue_of(listing: Listing, positive_class: str | None) -> Catalogue:
     if binary:
         classes = _positive_last(classes, positive_class, listing.name)
     elif positive_class is not None:
-        raise InputError(f"--positive-class has no effect on the {len(classes)} classes of {listing.name}: leave it out")
+        raise InputError(
+            f"--positive-class has no effect on the {len(classes)} classes of {listing.name}: leave it out"
+        )
     kind = "multi-label" if listing.multi_label else "binary" if binary else "multi-class"
     numbers = {name: number for number, name in enumerate(classes)}
     if listing.multi_label:
