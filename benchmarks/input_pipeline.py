@@ -81,7 +81,7 @@ def main() -> None:
         parser.error(f"{options.data_dir} holds no image of {SOURCE} x {SOURCE}")
     with tempfile.TemporaryDirectory() as folder:
         images = prepare(source, Form(PREPARED), Path(folder), workers=0)
-        images = images.select(np.flatnonzero(~images.absent()))
+        images = images.select(np.setdiff1d(np.arange(len(source)), list(images.absent())))
         timed = turns(paths, images)
         times: dict[str, list[float]] = {name: [] for name in timed}
         for _ in range(options.repeats + 1):

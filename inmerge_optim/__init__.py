@@ -1,4 +1,34 @@
-"""In-model merging (InMerge) for PyTorch: similar kernels of deep layers are merged while a CNN is fine-tuned."""
+"""In-model merging (InMerge) for PyTorch: similar kernels of deep layers are merged while a CNN is fine-tuned.
+
+The optimizer that merges, in one line around another:
+
+    InMergeOptimizer    wraps any torch optimizer; merges after each of its steps
+    NoMergeWarning      says that next to no pair is similar enough to be merged
+    check_replicas      whether the ranks of a distributed run still hold the same weights
+
+Which layers:
+
+    kernel_layers       the layers of a model in order of depth, which are merged and why the others are not
+    KernelLayer         what it says of one of them
+
+How similar their kernels are:
+
+    kernel_similarity   the cosines of all pairs of kernels of one weight
+    similarity_profile  the cosines of each layer, and what a step would merge
+    LayerProfile        what it says of one of them
+    effective_rank      how many dimensions the kernels of one weight spread over
+    kernel_ranks        the same for each layer that is merged
+
+The method on one weight, for custom loops:
+
+    draw_pairs          the random choices of one step
+    merge_kernels_      one step of the method
+
+Weights from files, as the command ``inmerge`` and the recipes read them:
+
+    read_checkpoint     reads a file without running code in it, and compares it with the model
+    CheckpointError     says what is wrong with it
+"""
 
 from __future__ import annotations
 
@@ -8,29 +38,36 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inmerge_optim.layers import KernelLayer, kernel_layers
     from inmerge_optim.merging import draw_pairs, merge_kernels_
+    from inmerge_optim.models import CheckpointError, read_checkpoint
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
+    from inmerge_optim.ranks import effective_rank, kernel_ranks
     from inmerge_optim.replicas import check_replicas
-    from inmerge_optim.similarity import effective_rank, kernel_ranks, kernel_similarity, similarity_profile
+    from inmerge_optim.similarity import LayerProfile, kernel_similarity, similarity_profile
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CheckpointError": "models",
     "InMergeOptimizer": "optimizer",
     "KernelLayer": "layers",
+    "LayerProfile": "similarity",
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
     "draw_pairs": "merging",
-    "effective_rank": "similarity",
+    "effective_rank": "ranks",
     "kernel_layers": "layers",
-    "kernel_ranks": "similarity",
+    "kernel_ranks": "ranks",
     "kernel_similarity": "similarity",
     "merge_kernels_": "merging",
+    "read_checkpoint": "models",
     "similarity_profile": "similarity",
 }
 
 __all__ = [
+    "CheckpointError",
     "InMergeOptimizer",
     "KernelLayer",
+    "LayerProfile",
     "NoMergeWarning",
     "check_replicas",
     "draw_pairs",
@@ -39,6 +76,7 @@ __all__ = [
     "kernel_ranks",
     "kernel_similarity",
     "merge_kernels_",
+    "read_checkpoint",
     "similarity_profile",
 ]
 
@@ -48,3 +86,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"inmerge_optim.{_HOMES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

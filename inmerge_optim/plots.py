@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
+from inmerge_optim.inspection import printable
 from inmerge_optim.similarity import LayerProfile, random_density
 
 _COLUMNS = 6
@@ -51,7 +52,7 @@ def plot_profile(
     heights = [4.2 if drawable else 0.01, rows * _PANEL[1] + 0.9]
     figure = Figure(figsize=(_COLUMNS * _PANEL[0], sum(heights) + 0.4), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title)
+    figure.suptitle(printable(title), parse_math=False)
     upper, lower = figure.subfigures(2, 1, height_ratios=heights, squeeze=False).ravel()
     if drawable and first is not None and isinstance(weight, Tensor):
         _draw_kernels(upper, first, _images(weight))
@@ -76,7 +77,7 @@ def _draw_kernels(figure: SubFigure, profile: LayerProfile, images: npt.NDArray[
     count = min(len(images), _KERNELS_SHOWN)
     columns = math.ceil(math.sqrt(2 * count))
     places = [(kernel % columns, kernel // columns) for kernel in range(count)]
-    title = f"{profile.name}: {f'{count} of ' if count < len(images) else ''}{len(images)} kernels"
+    title = f"{printable(profile.name)}: {f'{count} of ' if count < len(images) else ''}{len(images)} kernels"
     _draw_tiles(left.subplots(), title, images[:count], places, [str(kernel) for kernel in range(count)])
     sides = (profile.most_similar, "Most similar pairs"), (profile.least_similar, "Least similar pairs")
     for axes, (pairs, name) in zip(right.subplots(2, 1), sides, strict=True):
@@ -95,7 +96,7 @@ def _draw_tiles(
         axes.imshow(image, extent=(x, x + 1, y + 1, y))
         axes.text(x + 0.5, y - 0.04, label, fontsize=7, ha="center", va="bottom")
     axes.set(xlim=(-0.1, 1.15 * max(x for x, _ in places) + 1.1), ylim=(1.4 * max(y for _, y in places) + 1.1, -0.4))
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.axis("off")
 
 
@@ -136,5 +137,6 @@ def _draw_histogram(axes: Axes, profile: LayerProfile) -> None:
     axes.set(yscale="log", xlim=(-1, 1), ylim=(least, 3 * density.max()), xticks=(-1, 0, 1))
     axes.tick_params(labelsize=7)
     axes.text(0.98, 0.95, f"{profile.share_above_threshold:.2%}", **_CORNER, transform=axes.transAxes)
-    name = profile.name if len(profile.name) <= _NAME else "…" + profile.name[1 - _NAME :]
-    axes.set_title(name, fontsize=7, pad=2)
+    name = printable(profile.name)
+    name = name if len(name) <= _NAME else "…" + name[1 - _NAME :]
+    axes.set_title(name, fontsize=7, pad=2, parse_math=False)

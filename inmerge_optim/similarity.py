@@ -12,19 +12,16 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
 from inmerge_optim.merging import Threshold, check_setting, parse_threshold
-from inmerge_optim.sharding import is_sharded
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 HISTOGRAM_BINS = 20_000  # of equal width from -1 to 1, so that what is read from them is exact to 1e-4
@@ -105,71 +102,26 @@ def kernel_similarity(weight: Tensor, groups: int = 1) -> Tensor:
         is 0. NaN stands for what is never merged: kernels of different groups, and non-finite ones.
 
     Raises:
-        TypeError: the weight is not of floating point numbers.
+        TypeError: the weight is not of floating point numbers of 16 bits or more.
         ValueError: ``groups`` does not divide its kernels.
 
     Example:
-        >>> kernel_similarity(torch.tensor([[3.0, 4.0], [6.0, 8.0], [-4.0, 3.0]]))
-        tensor([[1., 1., 0.],
-                [1., 1., 0.],
-                [0., 0., 1.]])
+        >>> kernel_similarity(torch.tensor([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, -1.0], [2.0, -2.0, 2.0, -2.0]]))
+        tensor([[1.0000, 0.5000, 0.0000],
+                [0.5000, 1.0000, 0.5000],
+                [0.0000, 0.5000, 1.0000]])
     """
     rows = _unit_rows(weight, groups)
     size = rows.shape[1]
     cosines = rows.new_full((groups, size, groups, size), math.nan)
     for group, row, block in _blocks(rows):
-        stop, end = group + block.shape[0], row + block.shape[1]
-        for place in range(group, stop):
+        square = block[..., : block.shape[1]]  # a product of rows by rows, which is not symmetric to the bit
+        square.copy_(square.triu() + square.triu(1).mT)
+        for place in range(group, group + block.shape[0]):
+            end = row + block.shape[1]
             cosines[place, row:end, place, row:] = block[place - group]
             cosines[place, row:, place, row:end] = block[place - group].mT
     return cosines.reshape(groups * size, groups * size)
-
-
-def effective_rank(weight: Tensor, groups: int = 1) -> float:
-    """Return how many dimensions the kernels of a layer spread over: exp of the entropy of their singular values.
-
-    Roy and Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007: of the matrix whose n
-    rows are the kernels, as they are (neither centred nor scaled to one length), the singular values over their sum
-    are taken for probabilities. Kernels that are all alike have 1, orthogonal ones of equal length n.
-
-    Args:
-        weight: floating point, of any shape, with the kernels on dim 0; a sharded one is gathered.
-        groups: the groups of the convolution, which have a matrix each; the mean over them is returned.
-
-    Returns:
-        From 1 to min(n / groups, d) for kernels of d weights; 0 where all are zero, NaN where one is not finite.
-
-    Raises:
-        TypeError: the weight is not of floating point numbers.
-        ValueError: ``groups`` does not divide its kernels.
-
-    Example:
-        >>> round(effective_rank(torch.eye(4)), 6), round(effective_rank(torch.ones(4, 9)), 6)
-        (4.0, 1.0)
-    """
-    return float(_effective_ranks(_gram_matrices(weight, groups)).mean())
-
-
-def kernel_ranks(layers: Sequence[KernelLayer]) -> dict[str, float]:
-    """Return the effective rank of the kernels of each selected layer, by name.
-
-    Decompositions of matrices of one size are made in one batch. It is for now and then (the recipes call it after
-    each epoch), not for every step, and every rank of sharded weights must call it.
-
-    Args:
-        layers: of kernel_layers, or of an optimizer that merges (``optimizer.layers``).
-    """
-    grams = {
-        layer.name: _gram_matrices(layer.module.weight, layer.groups)  # type: ignore[arg-type]
-        for layer in layers
-        if layer.selected
-    }
-    found: dict[str, float] = {}
-    for size in {gram.shape[-1] for gram in grams.values()}:
-        alike = {name: gram for name, gram in grams.items() if gram.shape[-1] == size}
-        ranks = _effective_ranks(torch.cat(list(alike.values()))).split([len(gram) for gram in alike.values()])
-        found.update((name, float(rank.mean())) for name, rank in zip(alike, ranks, strict=True))
-    return {name: found[name] for name in grams}
 
 
 def random_share_above(threshold: float, row_length: int) -> float:
@@ -255,6 +207,7 @@ def similarity_profile(
 
     Raises:
         ValueError: a setting out of range, or weights on the meta device; and what kernel_layers raises.
+        TypeError: weights that are not of floating point numbers of 16 bits or more.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.Flatten())
@@ -266,7 +219,11 @@ def similarity_profile(
     check_setting("merge_prob", merge_prob)
     threshold = parse_threshold(similarity_threshold)
     layers = kernel_layers(model, skip_layers, layer_types=layer_types, input_size=input_size, names=names)
-    return [_profile(layer, merge_prob, threshold, pairs) for layer in layers]
+    model = unwrap_model(model)
+    weights = (cast(Tensor, model.get_submodule(layer.name).weight) for layer in layers)
+    return [
+        _profile(layer, weight, merge_prob, threshold, pairs) for layer, weight in zip(layers, weights, strict=True)
+    ]
 
 
 def threshold_for_rate(profiles: Sequence[LayerProfile], rate: float) -> float | None:
@@ -292,42 +249,19 @@ def threshold_for_rate(profiles: Sequence[LayerProfile], rate: float) -> float |
     return _quantile(counts, 1 - rate) if counts.any() else None
 
 
-def _gram_matrices(weight: Tensor, groups: int) -> Tensor:
-    """Return the Gram matrices of the groups' kernels, scaled, on their smaller side: (groups, k, k), float64."""
-    _check_kernels(weight, groups)
-    weight = weight.detach()
-    if is_sharded(weight):
-        weight = cast("DTensor", weight).full_tensor()
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
-    rows = rows.to("cpu" if weight.device.type == "mps" else weight.device, torch.float64)  # MPS has no float64
-    largest = rows.abs().amax((1, 2), keepdim=True)
-    rows = rows / torch.where(largest > 0, largest, 1)
-    return rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
-
-
-def _effective_ranks(grams: Tensor) -> Tensor:
-    """Return the effective rank of each matrix (b,), from its Gram matrix, whose eigenvalues are its squares.
-
-    That takes a tenth of the time of a singular value decomposition, and in double precision errs by less than single
-    weights are rounded.
-    """
-    finite = grams.isfinite().all(dim=(1, 2))  # which the decomposition asks for
-    values = torch.linalg.eigvalsh(torch.where(finite[:, None, None], grams, 0)).clamp(min=0).sqrt()
-    totals = values.sum(1, keepdim=True)
-    ranks = torch.special.entr(values / torch.where(totals > 0, totals, 1)).sum(1).exp()
-    return torch.where(finite, torch.where(totals.squeeze(1) > 0, ranks, 0), math.nan)
-
-
-def _check_kernels(weight: Tensor, groups: int) -> None:
-    if not weight.is_floating_point():
-        raise TypeError(f"the weight is {weight.dtype}, but kernels of floating point numbers are compared")
+def check_kernels(weight: Tensor, groups: int, name: str = "the weight") -> None:
+    """Refuse a weight whose kernels can't be compared, with a TypeError, or a ValueError about ``groups``."""
+    if not weight.is_floating_point() or weight.itemsize < 2:  # those of 8 bits have no arithmetic
+        raise TypeError(
+            f"{name} is {weight.dtype}, but kernels of floating point numbers of 16 bits or more are compared"
+        )
     if weight.dim() == 0 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"groups is {groups}, but it must divide the kernels of a weight of {tuple(weight.shape)}")
 
 
 def _unit_rows(weight: Tensor, groups: int) -> Tensor:
     """Return the kernels scaled to length 1, (groups, kernels of a group, row length); non-finite ones as NaN."""
-    _check_kernels(weight, groups)
+    check_kernels(weight, groups)
     rows = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).flatten(1)
     largest = rows.abs().amax(1, keepdim=True)
     rows = rows / torch.where(largest > 0, largest, 1)  # so that squares stay in range; inf / inf is NaN
@@ -349,11 +283,10 @@ def _blocks(rows: Tensor) -> Iterator[tuple[int, int, Tensor]]:
                 yield group, row, (part[:, row : row + rows_at_once] @ part[:, row:].mT).clamp(-1, 1)
 
 
-def _profile(layer: KernelLayer, merge_prob: float, threshold: Threshold, pairs: int) -> LayerProfile:
-    weight = layer.module.weight
-    assert isinstance(weight, Tensor)
+def _profile(layer: KernelLayer, weight: Tensor, merge_prob: float, threshold: Threshold, pairs: int) -> LayerProfile:
     if weight.is_meta:
         raise ValueError(f"the weight of {layer.name} is on the meta device: kernels without values have no cosines")
+    check_kernels(weight, layer.groups, f"the weight of {layer.name}")
     rows = _unit_rows(weight, layer.groups)
     _, size, row_length = rows.shape
     drawable = layer.kernels * (size - 1) // 2
@@ -374,11 +307,8 @@ def _profile(layer: KernelLayer, merge_prob: float, threshold: Threshold, pairs:
         least = heapq.nsmallest(pairs, least + _extreme_pairs(block, valid, first, size, pairs, -1), key=_cosine)
     finite = int(counts.sum())
     draws = merge_prob * layer.kernels if layer.selected else 0.0
-    merges = draws * above / drawable if drawable else 0.0
     if threshold.kind == "quantile" and finite:
         tau, above = _quantile(counts, threshold.value), (1 - threshold.value) * finite
-        merges = _expected_above_quantile(layer.kernels, merge_prob * finite / drawable, threshold.value)
-        merges *= layer.selected
     return LayerProfile(
         name=layer.name,
         depth=layer.depth,
@@ -394,19 +324,11 @@ def _profile(layer: KernelLayer, merge_prob: float, threshold: Threshold, pairs:
         share_above_threshold=above / drawable if finite else None,
         random_share_above_threshold=random_share_above(min(max(tau, -1), 1), row_length) if finite else None,
         expected_draws=draws,
-        expected_merges=merges,
+        expected_merges=draws * above / drawable if drawable else 0.0,
         most_similar=tuple(most),
         least_similar=tuple(least),
         histogram=counts,
     )
-
-
-def _expected_above_quantile(kernels: int, probability: float, share: float) -> float:
-    """Return how many drawn pairs lie above a quantile of their own on average, when each kernel may be drawn."""
-    drawn = torch.arange(kernels + 1, dtype=torch.float64)
-    likely = torch.distributions.Binomial(kernels, torch.tensor(probability, dtype=torch.float64)).log_prob(drawn).exp()
-    above = drawn - (share * drawn).round().clamp(min=1)  # as merging.accept_pairs has it
-    return float((likely * above.clamp(min=0)).sum())
 
 
 def _cosine(pair: KernelPair) -> float:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 PARTIAL = ".partial"
 
@@ -25,20 +26,55 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{path} can't be written ({reason}): make room or mend the access, then go on with --resume from the last "
-            "checkpoint, which is intact"
+            f"{path} can't be written ({first_line(error)}): make room or mend the access, then go on with --resume "
+            "from the last checkpoint, which is intact"
         ) from error
+
+
+def regular_file(path: Path) -> os.stat_result | None:
+    """The status of a file that can be read to its end, be it through a link; None for anything else, and for nothing.
+
+    To open a pipe would wait for its other end, and a device may have no end.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # nothing there, a link to nothing or to itself, or no name that a file can have
+        return None
+    return status if stat.S_ISREG(status.st_mode) else None
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     with storage_errors(path):
-        partial = path.with_name(path.name + PARTIAL)
-        partial.write_bytes(content)
-        flush(partial)
+        partial = _write_partial(path, content)
         os.replace(partial, path)
         flush(path.parent)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """Write a file that nobody has written yet; an InputError where it is there, be it since a moment ago."""
+    with storage_errors(path):
+        partial = _write_partial(path, content)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise InputError(f"{path} was written by another launch meanwhile: choose another folder") from None
+        except OSError:  # a file system without hard links
+            path.touch(exist_ok=False)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        flush(path.parent)
+
+
+def _write_partial(path: Path, content: bytes) -> Path:
+    """Write the content beside the file's place, through no link that lies there, and flush it."""
+    partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:
+        file.write(content)
+    flush(partial)
+    return partial
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,6 +19,7 @@ from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
 from .runs.layout import REPORT, SUMMARY, TENSORBOARD
+from .runs.lock import hold_run
 from .runs.sections import Section, write_sections
 from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
 from .runs.summaries import write_summary
@@ -60,6 +61,18 @@ def run_trial(
     check_tracker(options.tracker)
     run = options.output or Path("runs") / name
     accelerator = _accelerator(options, run)
+    with hold_run(run, accelerator):
+        _run_or_go_on(accelerator, options, run, load_data, main_first, add_sections)
+
+
+def _run_or_go_on(
+    accelerator: Accelerator,
+    options: Options,
+    run: Path,
+    load_data: Callable[[], ImageData],
+    main_first: bool,
+    add_sections: AddSections | None,
+) -> None:
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)

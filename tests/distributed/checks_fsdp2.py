@@ -258,8 +258,8 @@ def check_counts_are_read_without_the_other_ranks() -> None:
 
 def check_effective_ranks_of_shards() -> None:
     model, optimizer, one = sharded_pair()
-    found = kernel_ranks(optimizer.layers)
-    expected = kernel_ranks(one.twin.layers)
+    found = kernel_ranks(model, optimizer.layers)
+    expected = kernel_ranks(one.model, one.twin.layers)
     assert isinstance(model[2].weight, DTensor)
     assert found.keys() == expected.keys()
     assert all(abs(found[layer] - expected[layer]) < 1e-6 for layer in expected)

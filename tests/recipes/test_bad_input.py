@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         (["--model", "test_convnext", "--image-size", "8"], "--image-size 8 does not fit test_convnext"),
         (["--model", "resnet18", "--batch-size", "1"], "batch norm can't train"),
         (["--pretrained"], "pass --no-pretrained, or a local file with --checkpoint FILE"),
-        (["--pretrained", "--checkpoint", "absent.safetensors"], "--checkpoint absent.safetensors can't be read"),
+        (["--pretrained", "--checkpoint", "absent.safetensors"], "--checkpoint absent.safetensors is no file"),
         (["--checkpoint", "absent.safetensors"], "leave out one of both"),
         (["--arms", "baseline", "inmerg"], "unknown arm 'inmerg': did you mean inmerge?"),
         (["--arms", "inmerge"], "--arms must hold baseline"),
@@ -97,7 +98,8 @@ def test_bad_options(refusal: Callable[..., str], arguments: list[str], expected
 def test_output_folder_in_use(refusal: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
-    assert "used is not empty: pass --resume" in refusal(*DIGITS, "--output", "used")
+    for resume in ([], ["--resume"]):
+        assert "used is not empty, and holds no run" in refusal(*DIGITS, "--output", "used", *resume)
     assert "is a file" in refusal(*DIGITS, "--output", "used/notes.txt")
 
 
@@ -115,15 +117,28 @@ def test_checkpoint_of_another_architecture(refusal: Callable[..., str], tmp_pat
     save_file({"features.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "other.safetensors")
     arguments = [word for word in DIGITS if word != "--no-pretrained"]
     message = refusal(*arguments, "--checkpoint", "other.safetensors")
-    assert "other.safetensors is no checkpoint of test_resnet" in message
+    assert "other.safetensors does not fit test_resnet: conv1.0.weight is missing in the file" in message
     (tmp_path / "text.pth").write_text("no weights")
-    assert "can't be read as weights" in refusal(*arguments, "--checkpoint", "text.pth")
+    assert "text.pth holds no weights" in refusal(*arguments, "--checkpoint", "text.pth")
+
+
+class WritesAFile:
+    def __reduce__(self):
+        return os.system, ("touch canary",)
+
+
+def test_checkpoint_that_would_run_code(refusal: Callable[..., str], tmp_path: Path) -> None:
+    """The loader of timm before 1.0.26 ran it here, and only then it was refused."""
+    arguments = [word for word in DIGITS if word != "--no-pretrained"]
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(WritesAFile()))
+    assert "holds no weights, or more than weights" in refusal(*arguments, "--checkpoint", "weights.pth")
+    assert not Path("canary").exists()
 
 
 def test_checkpoint_of_a_real_other_architecture(refusal: Callable[..., str], shared_file) -> None:
     path = shared_file("weights/squeezenet1_1.safetensors")
     message = refusal("--dataset", "digits", "--model", "efficientnet_lite0", "--checkpoint", path)
-    assert f"{path} is no checkpoint of efficientnet_lite0" in message
+    assert f"{path} does not fit efficientnet_lite0" in message
 
 
 def test_unusable_medmnist_files(refusal: Callable[..., str], made_medmnist, tmp_path: Path) -> None:

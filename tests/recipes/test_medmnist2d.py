@@ -79,7 +79,7 @@ def test_mean_cosine_and_effective_rank_of_each_layer_and_epoch(digits_run: Path
         "test_resnet", num_classes=10, checkpoint_path=str(digits_run / "seed_0/inmerge/model.safetensors")
     )
     kept = {row["layer"]: float(row["effective_rank"]) for row in rows if row["epoch"] == str(epoch)}
-    assert kept == pytest.approx(kernel_ranks(kernel_layers(model)))
+    assert kept == pytest.approx(kernel_ranks(model, kernel_layers(model)))
 
 
 @pytest.mark.parametrize("arm", ["baseline", "inmerge"])

@@ -14,9 +14,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..errors import first_line
+
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 PERCENTILES = (1.0, 99.0)
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # of one image, from where on Pillow refuses it as a decompression bomb
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # of one image; above, Pillow warns of a decompression bomb
 
 # Center and width; or those of the file, and where it has none those of PERCENTILES; or PERCENTILES of each image.
 Window = tuple[float, float] | Literal["file", "percentile"]
@@ -65,21 +67,21 @@ def open_image(encoded: bytes, window: Window) -> Opened:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
                 if image.format == "TIFF" and image.n_frames > 1:
                     raise Unreadable(f"holds {image.n_frames} images: expected one, write each to a file of its own")
                 return Opened(_displayed(ImageOps.exif_transpose(image), window))
     except (Unreadable, MemoryError):
         raise
-    except Image.DecompressionBombError as error:
-        raise Unreadable(f"has more than {MAX_PIXELS:,} pixels: make it smaller") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise Unreadable(f"has more than {MAX_PIXELS:,} pixels: make it smaller") from None
     except UnidentifiedImageError as error:
         if is_dicom(encoded):
             raise Unreadable("is DICOM, which pip install 'inmerge_optim[dicom]' lets be read") from error
         raise Unreadable("is empty" if not encoded else f"is no {', '.join(FORMATS)} or DICOM file") from error
     except Exception as error:  # whatever Pillow's decoders raise on a damaged file
-        raise Unreadable(f"is damaged ({str(error).strip() or type(error).__name__})") from error
+        raise Unreadable(f"is damaged ({first_line(error)})") from error
 
 
 def is_dicom(encoded: bytes) -> bool:

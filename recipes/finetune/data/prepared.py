@@ -1,19 +1,24 @@
-"""Images decoded and resized once, in Arrow files that training reads by memory map.
+"""Images decoded and fitted into squares once, in Arrow files that training reads by memory map.
 
 The prepared images lie in files of `SHARD` rows. Each is named by a hash of what it was made from, written beside its
-place and renamed. So preparing goes on where it was killed, a changed source image makes one file anew, and what is
-there can be trusted. Processes that prepare the same folder wait for one another by a file lock, which the system
-releases when its holder dies.
+place and renamed. So preparing goes on where it was killed, and a changed source image makes one file anew, for which
+the images that are still the same are copied. Processes that prepare the same folder wait for one another by a file
+lock, which the system releases when its holder dies.
+
+A row has the image, or the decoder's reason for which there is none, with a checksum of it that is compared whenever
+the row is read: pixels that a disk has spoiled would be trained on without a word.
 """
 
+import copy
 import hashlib
 import json
 import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -27,22 +32,24 @@ from filelock import FileLock, Timeout
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..errors import InputError, is_main_process
+from ..errors import InputError, first_line, is_main_process
 from ..files import PARTIAL, flush
 from .catalogue import LEFT_OUT, PARTS, Catalogue, EncodedImages, check_complete
 from .images import ImageData, Split
 from .opening import Unreadable
-from .squares import Form, Square, make_square
+from .squares import Form, make_square
 
 SHARD = 512
 FEATURES = datasets.Features(
     {
-        "pixels": datasets.Value("binary"),  # of a Square, as are the next four; null where the image can't be read
+        "image": datasets.Value("binary"),  # as the next four, of a Square; null where there is none
         "width": datasets.Value("int32"),
         "height": datasets.Value("int32"),
         "pixel_hash": datasets.Value("binary"),
         "header": datasets.Value("string"),  # as JSON
-        "problem": datasets.Value("string"),  # why it can't be read, or null
+        "reason": datasets.Value("string"),  # why there is none
+        "checksum": datasets.Value("uint32"),  # CRC-32 of the image or the reason
+        "source": datasets.Value("binary"),  # SHA-256 of the image file, null where there was none
     }
 )
 _BATCH = 64
@@ -54,50 +61,80 @@ class PreparedImages:
     They have three channels if any of them does; grey ones are expanded when they are read.
     """
 
-    def __init__(self, data: datasets.Dataset, side: int, rows: np.ndarray, channels: int) -> None:
-        self._data, self._side, self._rows, self._channels = data, side, rows, channels
+    def __init__(self, files: dict[Path, datasets.Dataset], side: int) -> None:
+        self._paths, self._side = list(files), side
+        self._data = datasets.concatenate_datasets(list(files.values())).data
+        self._rows = np.arange(len(self._data))
+        self._channels = 3 if self.colours().any() else 1
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         return len(self._rows), self._channels, self._side, self._side
 
     def __getitem__(self, rows: list[int]) -> np.ndarray:
-        column = self._data.data.column("pixels")
+        """Read these images.
+
+        Raises:
+            InputError: one of them is not as it was written.
+        """
         images = np.empty((len(rows), *self.shape[1:]), dtype=np.uint8)
         for image, row in zip(images, self._rows[rows].tolist(), strict=True):
-            image[:] = np.frombuffer(column[row].as_buffer(), dtype=np.uint8).reshape(-1, self._side, self._side)
+            content = self._content("image", row)
+            image[:] = np.frombuffer(content, dtype=np.uint8).reshape(-1, self._side, self._side)
         return images
 
     def select(self, rows: np.ndarray) -> "PreparedImages":
-        return PreparedImages(self._data, self._side, self._rows[rows], self._channels)
+        part = copy.copy(self)
+        part._rows = self._rows[rows]
+        return part
 
-    def problems(self) -> list[str | None]:
-        """Why each image can't be read, None where it can."""
-        return self._facts("problem")
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Width and height of each image before it was fitted; of readable images alone."""
-        return list(zip(self._facts("width"), self._facts("height"), strict=True))
+    def absent(self) -> dict[int, str]:
+        """The rows that hold no image, each with the reason."""
+        missing = np.flatnonzero(self._data.column("image").is_null().to_numpy()[self._rows]).tolist()
+        return {row: bytes(self._content("reason", self._rows[row])).decode() for row in missing}
 
     def colours(self) -> np.ndarray:
         """Which images have colours, bool (N,)."""
-        return _colours(self._data, self._side)[self._rows]
+        lengths = pc.binary_length(self._data.column("image"))
+        return pc.equal(lengths, 3 * self._side**2).fill_null(False).to_numpy()[self._rows]
+
+    def sizes(self) -> list[tuple[int | None, int | None]]:
+        """Width and height of each image before it was fitted."""
+        return list(zip(self._facts("width"), self._facts("height"), strict=True))
 
     def pixel_hashes(self) -> list[bytes | None]:
-        """The pixel_hash of each image, None where it can't be read."""
+        """What exact twins share, see Square."""
         return self._facts("pixel_hash")
 
     def headers(self) -> list[dict[str, str]]:
         """What each file says of its image, see Opened."""
         return [json.loads(header or "{}") for header in self._facts("header")]
 
+    def made_from(self, digest: bytes, row: int) -> dict[str, Any] | None:
+        """The row, if its image is whole, and was made from a file with this SHA-256."""
+        if self._data.column("source")[row].as_py() != digest:
+            return None
+        try:
+            self._content("image", row)
+        except InputError:
+            return None
+        return {name: self._data.column(name)[row].as_py() for name in FEATURES}
+
     def _facts(self, column: str) -> list[Any]:
-        return self._data.data.column(column).take(pa.array(self._rows)).to_pylist()
+        return self._data.column(column).take(pa.array(self._rows)).to_pylist()
+
+    def _content(self, column: str, row: int) -> memoryview:
+        """The bytes of one cell, as they were written."""
+        cell = self._data.column(column)[row]
+        content = memoryview(cell.as_buffer() if cell.is_valid else b"")
+        whole = cell.is_valid and (column != "image" or len(content) in (self._side**2, 3 * self._side**2))
+        if not whole or zlib.crc32(content) != self._data.column("checksum")[row].as_py():
+            raise _damage(self._paths[row // SHARD], "an image has another checksum")
+        return content
 
 
-def _colours(data: datasets.Dataset, side: int) -> np.ndarray:
-    lengths = pc.binary_length(data.data.column("pixels"))
-    return pc.equal(lengths, 3 * side * side).fill_null(False).to_numpy()
+def _damage(path: Path, reason: object) -> InputError:
+    return InputError(f"{path} is damaged ({reason}): delete it and give the same command again")
 
 
 def prepared_data(
@@ -124,12 +161,13 @@ def prepared_folder(prepared_dir: Path, catalogue: Catalogue, form: Form) -> Pat
 
 def without_unreadable(catalogue: Catalogue, images: PreparedImages, allow_missing: bool) -> Catalogue:
     """The catalogue with what can't be read left out of its parts, where that is allowed."""
-    problems = {row: problem for row, problem in enumerate(images.problems()) if problem is not None}
-    told = [f"{catalogue.cases[row]} {problem}" for row, problem in problems.items()]
-    check_complete(told, len(catalogue.cases), "can't be used", allow_missing)
+    absent = images.absent()
+    left_out = {catalogue.cases[row]: reason for row, reason in absent.items()}
+    lacking = [f"{case} {reason}" for case, reason in left_out.items()]
+    check_complete(lacking, len(catalogue.cases), "can't be used", allow_missing)
     split = catalogue.split.copy()
-    split[list(problems)] = LEFT_OUT
-    return replace(catalogue, split=split, description={**catalogue.description, "left_out": told})
+    split[list(absent)] = LEFT_OUT
+    return replace(catalogue, split=split, description={**catalogue.description, "left_out": left_out})
 
 
 def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, image_size: int) -> ImageData:
@@ -188,17 +226,16 @@ def prepare(source: EncodedImages, form: Form, folder: Path, workers: int) -> Pr
         workers: processes that decode; 0: this one.
     """
     files = _files(source, form, folder)
-    if not all(map(Path.exists, files)):
-        with _storage_errors(folder):
+    with _storage_errors(folder):
+        if not all(map(Path.exists, files)):
             folder.mkdir(parents=True, exist_ok=True)
             with _lock_of(folder):
                 # Looked for again, because the one that had the lock may have written them all.
                 absent = {path: rows for path, rows in files.items() if not path.exists()}
                 if absent:
                     _write(absent, source, form, workers)
-    data = datasets.concatenate_datasets([_open(*file) for file in files.items()])
-    channels = 3 if _colours(data, form.side).any() else 1
-    return PreparedImages(data, form.side, np.arange(len(data)), channels)
+                    _tell_of_others(folder, files)
+    return PreparedImages({path: _open(path, rows, form) for path, rows in files.items()}, form.side)
 
 
 def _files(source: EncodedImages, form: Form, folder: Path) -> dict[Path, range]:
@@ -212,24 +249,48 @@ def _files(source: EncodedImages, form: Form, folder: Path) -> dict[Path, range]
     return files
 
 
-class _Passing(str):
-    """Why a file could not be read now; it may well be read the next time, so that this is never written down."""
+class _Rows(Dataset):
+    """Rows to write, made of the encoded images, for a loader's worker processes."""
 
+    def __init__(self, source: EncodedImages, form: Form, earlier: dict[int, PreparedImages | None]) -> None:
+        self.source, self.form, self.earlier = source, form, earlier
 
-class _Squares(Dataset):
-    """The prepared images, for a loader's worker processes: squares, or why there is none."""
-
-    def __init__(self, source: EncodedImages, form: Form) -> None:
-        self.source, self.form = source, form
-
-    def __getitem__(self, row: int) -> Square | str:
+    def __getitem__(self, row: int) -> dict[str, Any]:
         try:
             encoded = self.source.read(row)
-            return "is missing" if encoded is None else make_square(encoded, self.form)
-        except OSError as error:
-            return _Passing(error)
-        except Unreadable as problem:
-            return str(problem)
+            if encoded is None:
+                raise Unreadable("is not there")
+        except Unreadable as error:
+            return _row_without_image(str(error), None)
+        except (OSError, MemoryError, pa.ArrowException) as error:
+            raise self._passing(row, error) from error
+        source = hashlib.sha256(encoded).digest()
+        earlier = self.earlier.get(row // SHARD)
+        if earlier and (found := earlier.made_from(source, row % SHARD)):
+            return found
+        try:
+            square = make_square(encoded, self.form)
+        except Unreadable as error:
+            return _row_without_image(str(error), source)
+        except MemoryError as error:
+            raise self._passing(row, error) from error
+        header = json.dumps(square.header)
+        return {**square._asdict(), "header": header, "checksum": zlib.crc32(square.image), "source": source}
+
+    def _passing(self, row: int, error: BaseException) -> InputError:
+        return InputError(
+            f"image {row + 1} of {len(self.source)} can't be read now ({first_line(error)}): mend that and give the "
+            "same command again, which goes on where it stopped"
+        )
+
+
+def _row_without_image(reason: str, source: bytes | None) -> dict[str, Any]:
+    return {"reason": reason, "checksum": zlib.crc32(reason.encode()), "source": source}
+
+
+def _about(path: Path, form: Form) -> dict[bytes, bytes]:
+    """What a file says of itself, in its schema's metadata."""
+    return {b"form": str(form).encode(), b"name": path.name.encode()}
 
 
 def _end_with_parent(worker: int) -> None:
@@ -246,35 +307,54 @@ def _end_with_parent(worker: int) -> None:
 def _write(files: dict[Path, range], source: EncodedImages, form: Form, workers: int) -> None:
     """Write the files one after the other, from batches that the workers decode in order."""
     batches = [rows[start : start + _BATCH] for rows in files.values() for start in range(0, len(rows), _BATCH)]
-    squares = _Squares(source, form)
+    earlier = {rows.start // SHARD: _earlier(path, rows, form) for path, rows in files.items()}
+    rows_to_write = _Rows(source, form, earlier)
     loading = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
-    decoded = iter(DataLoader(squares, batch_sampler=batches, **loading))
+    decoded = iter(DataLoader(rows_to_write, batch_sampler=batches, **loading))
     count = sum(map(len, files.values()))
     print(f"Preparing {count:,} images of {form.side} x {form.side} in {next(iter(files)).parent}", file=sys.stderr)
     with tqdm(total=count, unit=" images", disable=None) as bar:
         for path, rows in files.items():
-            with _whole_file(path) as file, pa.ipc.new_stream(file, FEATURES.arrow_schema) as stream:
+            schema = FEATURES.arrow_schema.with_metadata(FEATURES.arrow_schema.metadata | _about(path, form))
+            with _whole_file(path) as file, pa.ipc.new_stream(file, schema) as stream:
                 for _ in range(0, len(rows), _BATCH):
-                    rows_of_batch = [_as_row(square) for square in next(decoded)]
-                    stream.write_batch(pa.RecordBatch.from_pylist(rows_of_batch, schema=FEATURES.arrow_schema))
-                    bar.update(len(rows_of_batch))
+                    images = next(decoded)
+                    stream.write_batch(pa.RecordBatch.from_pylist(images, schema))
+                    bar.update(len(images))
 
 
-def _as_row(square: Square | str) -> dict[str, Any]:
-    if isinstance(square, _Passing):
-        raise InputError(f"an image can't be read now ({square}): mend that and give the same command again")
-    if isinstance(square, str):
-        return {"problem": square}
-    return square._asdict() | {"header": json.dumps(square.header)}
+def _earlier(path: Path, rows: range, form: Form) -> PreparedImages | None:
+    """What was prepared in this place before some source image changed, if it can be used."""
+    for earlier in path.parent.glob(f"{path.name[:6]}*.arrow"):
+        with suppress(InputError):
+            return PreparedImages({earlier: _open(earlier, rows, form)}, form.side)
+    return None
 
 
-def _open(path: Path, rows: range) -> datasets.Dataset:
+def _tell_of_others(folder: Path, files: Container[Path]) -> None:
+    """Say what earlier preparations have left; other data may use it."""
+    others = [path for path in folder.glob("*.arrow") if path not in files]
+    if others and is_main_process():
+        size = sum(path.stat().st_size for path in others) / 1e9
+        print(
+            f"{len(others):,} files in {folder}, {size:.1f} GB, are of earlier preparations or of other data: delete "
+            "those that nothing uses",
+            file=sys.stderr,
+        )
+
+
+def _open(path: Path, rows: range, form: Form) -> datasets.Dataset:
     try:
+        with pa.memory_map(str(path)) as file:
+            schema = pa.ipc.open_stream(file).schema
         data = datasets.Dataset.from_file(str(path))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and give the same command again") from error
+        data.data.validate(full=True)  # that no cell reaches out of the file
+    except Exception as error:  # whatever Arrow and the datasets library raise on a damaged file
+        raise _damage(path, first_line(error)) from error
+    if not schema.equals(FEATURES.arrow_schema) or not _about(path, form).items() <= (schema.metadata or {}).items():
+        raise _damage(path, "it was written under another name or in another form")
     if len(data) != len(rows):
-        raise InputError(f"{path} holds {len(data)} of {len(rows)} images: delete it and give the same command again")
+        raise _damage(path, f"it holds {len(data)} of {len(rows)} images")
     return data
 
 

@@ -43,13 +43,13 @@ class Square(NamedTuple):
     """A prepared image.
 
     Attributes:
-        pixels: uint8 in the order (C, side, side), of one channel or three.
+        image: uint8 in the order (C, side, side), of one channel or three.
         width, height: of the image as it was decoded.
         pixel_hash: of all pixels of the image as it was decoded, the same for exact twins.
         header: what the file says of the image, see Opened.
     """
 
-    pixels: bytes
+    image: bytes
     width: int
     height: int
     pixel_hash: bytes

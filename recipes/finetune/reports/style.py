@@ -1,4 +1,4 @@
-"""How reports look: figures, their colours, and figures of numbers in words.
+"""How reports look: pictures and their colours, and numbers as the cells of tables.
 
 Arms differ by colour (Okabe and Ito's palette, which colour-blind readers tell apart), line style and marker, so that
 they can be told apart in grey print as well. Figures are narrow, for phones.
@@ -97,11 +97,11 @@ def difference_legend(figure: Figure) -> None:
 
 
 def looks(run: FinishedRun, marker: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How each arm's lines look."""
+    """How each arm's lines look; of more than six arms those that share a colour differ by style and marker."""
     for place, arm in enumerate(run.arms):
-        colour, style, shape = (kinds[place % len(kinds)] for kinds in (_COLOURS, _STYLES, _MARKERS))
-        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
-        yield arm, look | ({"marker": shape} if marker else {})
+        colour, other = place % len(_COLOURS), (place + place // len(_COLOURS)) % len(_STYLES)
+        look: dict[str, Any] = {"color": _COLOURS[colour], "linestyle": _STYLES[other], "linewidth": 1.8}
+        yield arm, look | ({"marker": _MARKERS[other]} if marker else {})
 
 
 def text_colour(share: float) -> str:

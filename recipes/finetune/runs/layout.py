@@ -12,6 +12,7 @@ SUMMARY_TABLE = "summary.csv"
 REPORT = "report.html"
 PLOTS = "plots"
 TENSORBOARD = "tensorboard"
+LOCK = "inmerge.lock"  # there while a launch works in the folder
 
 # Of a stage, in the folder that stage_folder names.
 BACKBONE = "backbone"

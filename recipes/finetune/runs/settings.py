@@ -11,9 +11,9 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import write_csv, write_json, write_text
+from ..files import PARTIAL, write_csv, write_json, write_new
 from ..options import Options, as_plain
-from .layout import CONFIG, DATA, VERSIONS
+from .layout import CONFIG, DATA, LOCK, VERSIONS
 
 _PACKAGES = (
     "inmerge_optim",
@@ -33,17 +33,14 @@ _MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missin
 
 
 def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else, or a run of other settings."""
-    if run.exists() and not run.is_dir():
-        raise InputError(f"--output {run} is a file: give the path of a folder")
-    if not options.resume:
-        if run.exists() and any(run.iterdir()):
-            raise InputError(
-                f"--output {run} is not empty: pass --resume to go on with that run, or choose another folder"
-            )
-        return
+    """Refuse a folder that holds something else, or a run of other settings or that lacks a part."""
     if not (run / CONFIG).exists():
+        _check_empty(run)
         return
+    if not options.resume:
+        raise InputError(f"--output {run} holds a run: pass --resume to go on with it, or choose another folder")
+    if not (run / VERSIONS).exists() and any(run.glob("seed_*")):
+        raise InputError(f"{run} has lost its {VERSIONS}: put it back, or choose another --output")
     begun, now = _read_yaml(run / CONFIG), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
@@ -58,6 +55,14 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
         )
 
 
+def _check_empty(run: Path) -> None:
+    ours = {LOCK, CONFIG + PARTIAL}  # of this launch, and of one that was killed before its run began
+    if run.is_file():
+        raise InputError(f"--output {run} is a file: give the path of a folder")
+    if run.exists() and any(entry.name not in ours for entry in run.iterdir()):
+        raise InputError(f"--output {run} is not empty, and holds no run, as it has no {CONFIG}: choose another folder")
+
+
 def check_same_data(run: Path, data: ImageData) -> None:
     """Refuse to go on with a run on other files than it was begun with."""
     path = run / VERSIONS
@@ -67,18 +72,18 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """data.json and the tables of the data, and once, at the start of a run, versions.json and config.yaml."""
-    run.mkdir(parents=True, exist_ok=True)
+    """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data."""
+    if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
+        write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
     task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     write_json(run / DATA, {**task, **data.description})
     for name, (header, rows) in data.tables.items():
         write_csv(run / name, header, rows)
-    if (run / CONFIG).exists():
+    if (run / VERSIONS).exists():
         return
     packages = {name: found for name in _PACKAGES if (found := _version(name))}
     versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
-    write_text(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False))
 
 
 def launch_of(accelerator: Accelerator) -> dict[str, Any]:

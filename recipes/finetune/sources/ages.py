@@ -11,7 +11,7 @@ def age_band(age: str) -> str | None:
     Files differ in form: years as a number (57, 57.0), or a number with its unit (058Y, 013M, 040W, 005D). A few ages
     of ChestX-ray14's first file are as high as 414; whatever they stand for, those images belong to no band.
     """
-    found = re.fullmatch(r"(\d+)(?:\.\d*)?([YMWD]?)", age.strip())
+    found = re.fullmatch(r"([0-9]{1,4})(?:\.[0-9]*)?([YMWD]?)", age.strip())
     if found is None:
         return None
     years = int(found[1]) // {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[found[2]]

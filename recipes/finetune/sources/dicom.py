@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.opening import MAX_PIXELS, Opened, Unreadable, Window, grey_if_equal, is_dicom, limits, open_image, scaled
+from ..errors import first_line
 from .ages import age_band
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def open_dicom(encoded: bytes, window: Window) -> Opened:
     except (Unreadable, MemoryError):
         raise
     except Exception as error:  # whatever pydicom and the decoders raise on a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise Unreadable(f"can't be decoded as DICOM ({reason})") from error
+        raise Unreadable(f"can't be decoded as DICOM ({first_line(error)})") from error
 
 
 def _displayed(dataset: "Dataset", window: Window) -> np.ndarray:

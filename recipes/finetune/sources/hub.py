@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from ..errors import InputError
+from ..errors import InputError, first_line
+from ..files import regular_file
 from .columns import Cell, Columns, Table, Understood, understand
 from .listing import Listing, part_of
 
@@ -47,10 +48,11 @@ def load_hub(name: str, revision: str) -> tuple[datasets.DatasetDict, str]:
     try:
         version = _version_of_folder(Path(name)) if local else _commit(name, revision)
         return datasets.load_dataset(name, revision=None if local else version), version
+    except InputError:
+        raise
     except Exception as error:  # whatever the hub's client, the network or a reader of files raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--hub {name} can't be loaded ({reason}): give owner/name of a data set on the hub, with --hub-revision "
+            f"--hub {name} can't be loaded ({first_line(error)}): give owner/name of a data set on the hub, with --hub-revision "
             "its commit where the hub can't be asked, or a folder of parquet files"
         ) from error
 
@@ -108,9 +110,12 @@ def _commit(name: str, revision: str) -> str:
 
 def _version_of_folder(folder: Path) -> str:
     """What changes with a folder's files, in place of a commit."""
-    files = [(path, path.stat()) for path in sorted(folder.rglob("*.parquet"))]
+    files = [(path, regular_file(path)) for path in sorted(folder.rglob("*.parquet"))]
     if not files:
-        raise FileNotFoundError("it holds no parquet file; a folder of images is given by --data-dir")
+        raise InputError(f"--hub {folder} holds no parquet file: give a folder of images by --data-dir")
+    for path, status in files:
+        if status is None:
+            raise InputError(f"{path} is no file that can be read: take it away")
     lines = [f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}" for path, status in files]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

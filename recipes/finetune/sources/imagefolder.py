@@ -159,7 +159,8 @@ def _listing(options: OwnImagesOptions) -> Listing:
 def _with_headers(catalogue: Catalogue, images: PreparedImages) -> Catalogue:
     """What the files' own headers say, where the source says nothing: patients if all name theirs, and subgroups."""
     headers = images.headers()
-    usable = [header for header, problem in zip(headers, images.problems(), strict=True) if problem is None]
+    absent = images.absent()
+    usable = [header for row, header in enumerate(headers) if row not in absent]
     patients = catalogue.patients
     if patients is None and usable and all("patient" in header for header in usable):
         patients = [header.get("patient", "") for header in headers]

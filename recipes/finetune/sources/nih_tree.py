@@ -11,7 +11,7 @@ import numpy as np
 from ..data.catalogue import Catalogue, ImageFiles, check_complete
 from ..data.images import BoxedFinding
 from ..errors import InputError
-from ..files import sha256_of
+from ..files import regular_file, sha256_of
 from .ages import age_band
 from .nih_labels import NAME, TASK, label_row
 
@@ -46,7 +46,10 @@ def read_nih_tree(folder: Path, allow_missing: bool) -> Catalogue:
     images = _find_images(folder, cases)
     missing = [case for case, path in zip(cases, images.paths, strict=True) if path is None]
     check_complete(
-        missing, len(cases), f"are neither in {folder}/images_*/images nor in {folder}/images", allow_missing
+        missing,
+        len(cases),
+        f"are neither files in {folder}/images_*/images nor in {folder}/images",
+        allow_missing,
     )
     files = {path.name: sha256_of(path) for path in (label_file, folder / TRAIN_LIST, folder / TEST_LIST)}
     return Catalogue(
@@ -145,6 +148,8 @@ def _subgroups(row: dict[str, str]) -> dict[str, str | None]:
 
 def _read_list(path: Path, entries: Container[str], label_file: Path) -> set[str]:
     """The images of an official list."""
+    if not regular_file(path):
+        raise InputError(f"{path} is no file: expected NIH's official list of images")
     try:
         cases = path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
@@ -165,8 +170,7 @@ def _find_images(folder: Path, cases: list[str]) -> ImageFiles:
         if images.is_dir():
             with os.scandir(images) as files:
                 for file in files:
-                    if file.name in wanted:
-                        status = file.stat()
+                    if file.name in wanted and (status := regular_file(Path(file.path))):
                         found[file.name] = (file.path, f"{file.name} {status.st_size} {status.st_mtime_ns}")
     return ImageFiles(
         paths=[found[case][0] if case in found else None for case in cases],

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.catalogue import ImageFiles
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import sha256_of
 from .columns import Columns, Table, filled_cells, understand
 from .folders import FoundFile, find_image_files, stamp_of
@@ -59,9 +59,8 @@ def _read(path: Path) -> dict[str, list[str]]:
                 path, sep=delimiter, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
             )
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--csv {path} can't be read as a table ({reason}): give a CSV or TSV file in UTF-8 with a header, or parquet"
+            f"--csv {path} can't be read as a table ({first_line(error)}): give a CSV or TSV file in UTF-8 with a header, or parquet"
         ) from error
     if table.empty:
         raise InputError(f"--csv {path} has no row: expected one per image")

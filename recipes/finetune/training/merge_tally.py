@@ -17,11 +17,13 @@ class MergeTally:
     """Counts the pairs of a stage from when it was made.
 
     Args:
+        model: whose kernels have ranks; before accelerate prepares it.
         optimizer: before accelerate prepares it; one that merges nothing draws and merges no pairs.
         watched: the layers that have a row per epoch.
     """
 
-    def __init__(self, optimizer: Optimizer, watched: list[KernelLayer]) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, watched: list[KernelLayer]) -> None:
+        self._model = model
         self._merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
         self._watched = watched
         self._before = self._totals()
@@ -34,7 +36,7 @@ class MergeTally:
         """A row per watched layer: what was merged since the last call, and the effective rank of its kernels now."""
         before, self._before = self._before, self._totals()
         rows = []
-        for layer, rank in kernel_ranks(self._watched).items():
+        for layer, rank in kernel_ranks(self._model, self._watched).items():
             early, late = before.get(layer, _NOTHING), self._before.get(layer, _NOTHING)
             drawn, merged, cosines = (b - a for a, b in zip(early, late, strict=True))
             rows.append([epoch, layer, drawn, merged, cosines / merged if merged else None, rank])

@@ -89,7 +89,7 @@ def test_pixels_are_those_of_pil(shared_file, tmp_path: Path) -> None:
 def test_every_image_of_a_real_tree_is_what_pil_gives(shared_file, tmp_path: Path) -> None:
     xrays = read_nih_tree(shared_file("data/nih-mini"), allow_missing=False)
     images = prepare(xrays.images, Form(256), tmp_path / "prepared", workers=0)
-    assert not any(images.problems())
+    assert not images.absent()
     for row, path in enumerate(xrays.images.paths):
         with Image.open(path) as image:
             expected = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))[:, :, 0]
@@ -133,7 +133,7 @@ def test_files_open_with_the_datasets_library(tree: Path, tmp_path: Path, small_
     assert data.features == prepared.FEATURES
     assert len(data) == 60
     row = data[7]
-    assert (len(row["pixels"]), row["width"], row["height"], row["problem"]) == (24 * 24, 24, 24, None)
+    assert (len(row["image"]), row["width"], row["height"], row["reason"]) == (24 * 24, 24, 24, None)
 
 
 def test_prepared_images_are_found_again(tree: Path, tmp_path: Path, small_files: None) -> None:

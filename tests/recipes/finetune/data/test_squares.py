@@ -13,7 +13,7 @@ from PIL import Image
 def square(image: np.ndarray, form: Form) -> np.ndarray:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    return np.frombuffer(make_square(file.getvalue(), form).pixels, np.uint8).reshape(-1, form.side, form.side)
+    return np.frombuffer(make_square(file.getvalue(), form).image, np.uint8).reshape(-1, form.side, form.side)
 
 
 @pytest.fixture
