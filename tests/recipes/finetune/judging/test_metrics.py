@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from finetune.data.images import Split
 from finetune.data.tasks import Task
 from finetune.judging.metrics import METRICS, choose_thresholds, per_class, score
 from finetune.judging.summary import summarise
 from finetune.reports.terminal import table
-from finetune.runs.results import read_predictions, write_predictions
 from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 
 BINARY = Task("binary", ("no", "yes"))
@@ -95,25 +93,6 @@ def test_thresholds_are_the_best_on_validation_and_stay_on_test() -> None:
     inverted = choose_thresholds(LABELS, labels, 1 - probabilities)
     assert all(np.isfinite(values).all() for values in inverted.values())
     assert choose_thresholds(CLASSES, labels[:, 0], probabilities) is None
-
-
-@pytest.mark.parametrize("task", [BINARY, CLASSES, LABELS], ids=lambda task: task.kind)
-def test_predictions_read_back_exactly(tmp_path, task: Task) -> None:
-    rng = np.random.default_rng(0)
-    outputs = len(task.classes)
-    labels = rng.integers(0, 2, (30, outputs)) if task.multi_label else rng.integers(0, outputs, 30)
-    probabilities = rng.random((30, outputs)) ** 9
-    patients = [f"{k // 2:03d}" for k in range(30)] if task.multi_label else None
-    # A reader must not take these for numbers, or for what is missing.
-    split = Split(np.zeros((30, 1, 2, 2), np.uint8), labels, ["NA", *(f"{k:03d}" for k in range(29))], patients)
-    write_predictions(tmp_path, "test", task, split, probabilities)
-    found = read_predictions(tmp_path, "test")
-    assert (found.cases, found.patients) == (split.cases, patients)
-    np.testing.assert_array_equal(found.labels, labels)
-    np.testing.assert_array_equal(found.probabilities, probabilities)
-    assert found.probabilities.flags.c_contiguous  # sums depend on the layout
-    header = (tmp_path / "predictions_test.csv").read_text().splitlines()[0]
-    assert header.startswith("case,patient,label_a,label_b" if task.multi_label else "case,label,prob_0,prob_1")
 
 
 def test_summary_pairs_the_seeds_and_writes_null_for_what_is_undefined() -> None:
