@@ -104,6 +104,8 @@ class Options:
     """Compile the model with torch.compile."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass, which saves memory, where the model can."""
+    drop_twins: bool = False
+    """Leave an image that lies in several splits, by its pixels, or a patient who does, in the last of them alone."""
     limit_train: int | None = None
     """Train on so many images, drawn by --split-seed, for a dry run."""
     workers: int = 0

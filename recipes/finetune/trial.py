@@ -12,6 +12,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
+from .data.twins import settle_leaks
 from .errors import InputError, first_line
 from .options import Options
 from .reports.pages import write_report
@@ -101,7 +102,7 @@ def _run_or_go_on(
     check_run_folder(run, options, launch)
     if not _is_judged(run, options):
         with accelerator.main_process_first() if main_first else nullcontext():
-            data = _limit_train(options, load_data())
+            data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
         check_same_data(run, data)
         accelerator.wait_for_everyone()
@@ -176,6 +177,13 @@ def _images_per_pass(options: Options, processes: int) -> int:
             f"{options.grad_accum_steps} accumulation steps: choose a multiple of {parts}"
         )
     return options.batch_size // parts
+
+
+def _settle_leaks(accelerator: Accelerator, options: Options, data: ImageData) -> ImageData:
+    data, sentences = settle_leaks(data, options.drop_twins)
+    for sentence in sentences:
+        accelerator.print(f"{sentence}.")
+    return data
 
 
 def _limit_train(options: Options, data: ImageData) -> ImageData:

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import PARTIAL, write_json, write_new
+from ..files import PARTIAL, write_csv, write_json, write_new
 from ..options import MARGIN_CHOSEN, Options, as_plain
 from .layout import CONFIG, DATA, LOCK, VERSIONS
 from .looks import read_looks
@@ -94,11 +94,13 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """config.yaml and versions.json, once, at the start of a run, and data.json."""
+    """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data."""
     if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
         write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
     task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     write_json(run / DATA, {**task, **data.description})
+    for name, (header, rows) in data.tables.items():
+        write_csv(run / name, header, rows)
     if (run / VERSIONS).exists():
         return
     versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": package_versions()}
