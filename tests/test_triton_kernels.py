@@ -85,10 +85,7 @@ def test_layers_go_to_triton_together_by_their_dtype():
 
 
 def test_where_triton_cannot_run_the_reference_merges_after_one_warning():
-    choose, sentence = (
-        kernels._triton_merge.__wrapped__,
-        r"Triton can't run on cuda \(RuntimeError: no C compiler\), so",
-    )
+    choose = kernels._triton_merge.__wrapped__
     with (
         mock.patch.object(triton_kernels, "merge_on_gpu_", side_effect=RuntimeError("no C compiler")),
         mock.patch.object(torch, "ones", return_value=torch.ones(2, 1)),
