@@ -28,12 +28,12 @@ def main(epochs: int = 3) -> None:
         for batch, (images, labels) in enumerate(loader):
             with autocast(DEVICE.type, float16, enabled=DEVICE.type == "cuda"):
                 loss = nn.functional.cross_entropy(model(images.to(DEVICE)), labels.to(DEVICE))
-            scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters())
             optimizer.zero_grad()
+            scaler(loss, optimizer, clip_grad=1.0, parameters=model.parameters())
             average.update(model)  # after the step: it averages merged weights
             scheduler.step_update(num_updates=epoch * len(loader) + batch + 1)
         if hasattr(optimizer, "sync_lookahead"):
-            optimizer.sync_lookahead()
+            optimizer.sync_lookahead()  # while there are gradients: timm skips weights that have none
         scheduler.step(epoch + 1)
     say(optimizer, accuracy(average.module, test))
 
