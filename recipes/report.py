@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from finetune.errors import InputError, exit_on_input_error
+from finetune.errors import InputError, damage_told, exit_on_input_error
+from finetune.options import whole
 from finetune.reports.pages import write_report, write_side_by_side
 from finetune.reports.plan import plan_text
 from finetune.runs.finished import FinishedRun
+from finetune.runs.lock import hold_run
 from finetune.runs.summaries import write_summary
 
 
@@ -48,14 +50,19 @@ def _run(options: ReportOptions) -> None:
         raise InputError("no run folder is given: name one or more, as python recipes/report.py runs/NAME")
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output} must end in .html")
-    runs = [FinishedRun(folder) for folder in options.runs]
-    for run in runs:
+    output = whole("--output", options.output)
+    runs = [_write(whole("a run folder", folder)) for folder in options.runs]
+    if len(runs) > 1:
+        write_side_by_side(runs, output)
+        print(output)
+
+
+def _write(folder: Path) -> FinishedRun:
+    with hold_run(folder), damage_told(folder):
+        run = FinishedRun(folder)
         write_summary(run.folder, run.summary)
         print(write_report(run))
-    if len(runs) > 1:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        write_side_by_side(runs, options.output)
-        print(options.output)
+    return run
 
 
 def _plan(options: ReportOptions) -> str:

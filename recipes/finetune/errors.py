@@ -4,8 +4,9 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NoReturn
 
 from .signals import Stopped, stoppable
@@ -33,6 +34,20 @@ def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line, or what it is, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def damage_told(folder: Path) -> Iterator[None]:
+    """Turn whatever a damaged or a stranger's file makes its readers raise into one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"{folder} can't be read as a run ({reason}): a file in it is damaged, or was written by another version"
+        ) from error
 
 
 def is_main_process() -> bool:

@@ -22,6 +22,8 @@ from safetensors.torch import save
 from .errors import InputError, first_line
 
 PARTIAL = ".partial"
+GENERATOR = "inmerge_optim"  # what reports and pictures say that they were made by
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 _LARGEST_YAML = 64 * 1024  # bytes, which take the parser half a second
 _DEEPEST_YAML = 8
 
@@ -65,18 +67,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 raise ValueError(f"line {event.start_mark.line + 1} has an alias, or nests too deep")
         content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path} can't be read as YAML ({first_line(error)}): give an existing YAML file") from error
+        raise InputError(f"{path} can't be read as YAML ({first_line(error)}), as a file of settings should") from error
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path} must hold `option: value` lines, not a {type(content).__name__}")
     return content or {}
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; an InputError where it is none."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Read a JSON file that holds an object, or another kind; an InputError where it does not."""
     try:
-        return json.loads(_text_of(path))
+        content = json.loads(_text_of(path))
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds a {type(content).__name__}, not a {kind.__name__}")
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read as JSON ({first_line(error)}): it is damaged") from error
+        raise InputError(f"{path} can't be read as JSON ({first_line(error)})") from error
+    return content
 
 
 def _text_of(path: Path, largest: int | None = None) -> str:
@@ -88,8 +93,44 @@ def _text_of(path: Path, largest: int | None = None) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """The content with a checksum of all the rest, so that an edit or a spoiled disk can be told."""
+    return {**content, "checksum": _checksum(content)}
+
+
+def is_whole(content: dict[str, Any]) -> bool:
+    """Whether sealed content is as it was written; what was never sealed is taken as it is."""
+    rest = dict(content)
+    return rest.pop("checksum", None) in (None, _checksum(rest))
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder that holds links out of it, or what is neither file nor folder: it may come from anyone."""
+    root = folder.resolve()
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                raise InputError(f"{path} is a link out of {folder}: put there what it leads to")
+            if not path.is_dir() and not regular_file(path):
+                raise InputError(f"{path} is neither a file nor a folder: take it away")
+
+
+def check_written_here(path: Path, mark: bytes = GENERATOR.encode()) -> None:
+    """Refuse to write over a file that does not begin as this project writes it."""
+    if not path.exists() and not path.is_symlink():
+        return
+    if not regular_file(path) or mark not in path.open("rb").read(1000):
+        raise InputError(f"{path} is there, and not by {GENERATOR}: move it away, or choose another --output")
+
+
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, in a folder that is made if need be."""
     with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = _write_partial(path, content)
         os.replace(partial, path)
         flush(path.parent)
@@ -122,7 +163,7 @@ def _write_partial(path: Path, content: bytes) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -131,11 +172,14 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Rows of a table; None becomes an empty field and floats their shortest text that reads back exactly."""
+    """Rows of a table; None becomes an empty field and floats their shortest text that reads back exactly.
+
+    A text that a spreadsheet would run as a formula gets a quote before it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    for row in (header, *rows):
+        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in _FORMULAS else cell for cell in row])
     write_text(path, text.getvalue())
 
 
@@ -145,6 +189,9 @@ def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """Of a file's content; an OSError where there is none."""
+    if not regular_file(path):
+        raise FileNotFoundError(f"{path.name} is no file, or not there")
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -168,7 +168,7 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
     try:
         content = read_yaml(path)
     except InputError as error:
-        raise InputError(f"--config {error}") from error
+        raise InputError(f"--config {error}: give an existing YAML file") from error
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:

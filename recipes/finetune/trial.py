@@ -13,7 +13,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
 from .data.twins import settle_leaks
-from .errors import InputError, first_line
+from .errors import InputError, damage_told, first_line
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
@@ -27,7 +27,14 @@ from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
-from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
+from .training.models import (
+    bare_model,
+    check_checkpoint,
+    check_forward,
+    check_model_name,
+    create_model,
+    use_grad_checkpointing,
+)
 from .training.optim import create_optimizer
 from .training.peers import is_lost_peer, watched_peers
 from .training.plan import arm_stage, backbone_stage
@@ -59,13 +66,27 @@ def run_trial(
             the others' waiting would time out.
         add_sections: what the recipe has to tell beyond the trial's own figures; the main process calls it.
     """
-    check_model_name(options.model)
-    check_arms(options)
-    check_tracker(options.tracker)
+    check_trial(options)
     run = options.output or Path("runs") / name
     accelerator = _accelerator(options, run)
     with _told_what_is_kept(run, options), hold_run(run, accelerator), watched_peers():
         _run_or_go_on(accelerator, options, run, load_data, main_first, add_sections)
+
+
+def check_trial(options: Options) -> None:
+    """Refuse what can be known to be wrong before any data are read; a data set may take hours to prepare."""
+    check_model_name(options.model)
+    check_arms(options)
+    check_tracker(options.tracker)
+    model = bare_model(options)
+    for arm in options.arms:
+        wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+    if options.recalibrate_bn and not has_batch_norm(model):
+        raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
+    if options.grad_checkpointing:
+        use_grad_checkpointing(model, options.model)
+    if options.pretrained and options.checkpoint:
+        check_checkpoint(options)
 
 
 @contextmanager
@@ -99,12 +120,15 @@ def _run_or_go_on(
 ) -> None:
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
-    check_run_folder(run, options, launch)
-    if not _is_judged(run, options):
+    with damage_told(run):
+        check_run_folder(run, options, launch)
+        judged_before = _is_judged(run, options)
+    if not judged_before:
         with accelerator.main_process_first() if main_first else nullcontext():
             data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
-        check_same_data(run, data)
+        with damage_told(run):
+            check_same_data(run, data)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_settings(run, options, launch, data)
@@ -122,9 +146,10 @@ def _run_or_go_on(
             write_summary(run, finished.summary)
             write_report(finished)
     if accelerator.is_main_process:
-        if not (run / REPORT).exists():  # it was killed right after the summary
-            write_report(FinishedRun(run))
-        print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
+        with damage_told(run) if judged_before else nullcontext():
+            if not (run / REPORT).exists():  # it was killed right after the summary
+                write_report(FinishedRun(run))
+            print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -198,7 +223,7 @@ def _limit_train(options: Options, data: ImageData) -> ImageData:
 
 
 def _check_data(options: Options, data: ImageData, per_process: int) -> None:
-    """Try the model, the optimizer and every arm's wrapper on the data's shape."""
+    """Refuse options that don't go with the data, and try the model on the data's shape."""
     if options.in_chans < data.channels:
         raise InputError(f"--in-chans 1 needs grey images, and {data.name} has {data.channels} channels: leave it out")
     if options.batch_size > len(data.train):
@@ -211,10 +236,4 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     fresh = not options.resume
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
-    for arm in options.arms:
-        wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
-    if options.recalibrate_bn and not has_batch_norm(model):
-        raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
-    if options.grad_checkpointing:
-        use_grad_checkpointing(model, options.model)
     check_forward(model, options, data, per_process)

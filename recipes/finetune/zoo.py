@@ -1,7 +1,6 @@
 """What a zoo's trials say together: expected against counted merges, one table, one picture."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from torch import nn
 from inmerge_optim import similarity_profile
 
 from .data.images import ImageData
-from .files import write_csv, write_json, write_text
+from .errors import InputError, damage_told
+from .files import GENERATOR, check_written_here, read_json, storage_errors, write_csv, write_json, write_text
 from .judging.formatting import bounds, with_bounds
 from .judging.intervals import LEVEL
 from .judging.metrics import title_of
@@ -25,6 +25,7 @@ from .reports.style import (
     interval_text,
     new_figure,
     number_text,
+    plain_text,
     range_text,
     write_figure,
 )
@@ -34,6 +35,7 @@ from .runs.sections import Section
 from .training.arms import ARMS, merge_settings
 from .training.models import load_model
 
+TABLE, PAGE, PICTURE = "zoo.csv", "zoo.md", "zoo.png"
 EXPECTED = "expected_merges.json"
 FAMILY = "family.json"
 POOLED = "pooled.json"
@@ -98,28 +100,44 @@ def _expected_shares(model: nn.Module, settings: dict[str, Any]) -> dict[str, fl
     return {found.name: found.expected_merges / found.expected_draws for found in profiles if found.expected_draws}
 
 
+def check_zoo(zoo: Path) -> None:
+    """Refuse a folder whose tables and picture are not a zoo's."""
+    check_written_here(zoo / TABLE, ",".join(_COLUMNS[:3]).encode())
+    check_written_here(zoo / PAGE)
+    check_written_here(zoo / PICTURE)
+
+
 def write_zoo(zoo: Path) -> str:
     """Make zoo.csv, zoo.md, zoo.png and pooled.json of all cells in a zoo's folder, whoever ran them; return zoo.md.
 
-    One process at a time, so that the last of several jobs to end leaves the table of all of them.
+    One process at a time, so that the last of several jobs to end leaves the table of all of them. A cell that can't be
+    read is named, and the others have their rows.
     """
+    with storage_errors(zoo):
+        zoo.mkdir(parents=True, exist_ok=True)
     with FileLock(zoo / "zoo.lock"):
-        rows = [row for cell in sorted(zoo.glob(f"*/{CONFIG}")) for row in _rows(cell.parent)]
+        rows, notes = [], []
+        for cell in (path.parent for path in sorted(zoo.glob(f"*/{CONFIG}"))):
+            try:
+                with damage_told(cell):
+                    rows += _rows(cell)
+            except InputError as error:
+                notes.append(f"- {cell.name}: not in the table, {error}")
         _adjust(zoo, rows)
-        write_csv(zoo / "zoo.csv", _COLUMNS, [_cells(row) for row in rows])
+        write_csv(zoo / TABLE, _COLUMNS, [_cells(row) for row in rows])
         pooled = {arm: _pool([row for row in rows if row["arm"] == arm]) for arm in _unique(rows, "arm")}
         write_json(zoo / POOLED, {arm: asdict(p) for arm, p in pooled.items() if isinstance(p, Pooled)})
-        text = _markdown(zoo, rows, pooled)
-        write_text(zoo / "zoo.md", text)
+        text = _markdown(rows, [*notes, *_notes(zoo)], pooled)
+        write_text(zoo / PAGE, text)
         if rows:
-            _draw(zoo / "zoo.png", rows)
+            _draw(zoo / PICTURE, rows)
     return text
 
 
 def _adjust(zoo: Path, rows: list[dict[str, Any]]) -> None:
     """Put Holm's p into the rows: within the declared family, and none for what was added to it."""
     found = {member(row["dataset"], row["model"], row["arm"]): row for row in rows}
-    declared = json.loads((zoo / FAMILY).read_text(encoding="utf-8")) if (zoo / FAMILY).exists() else []
+    declared = read_json(zoo / FAMILY, list) if (zoo / FAMILY).exists() else []
     adjusted = holm({name: found[name]["difference"]["p"] if name in found else None for name in declared})
     for name, row in found.items():
         row["p_adjusted"] = adjusted.get(name)
@@ -150,7 +168,7 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
         return []
     run, metric = FinishedRun(cell), summary["rule"]["metric"]
     # Not there where another recipe has finished the trial.
-    expected = json.loads((cell / EXPECTED).read_text(encoding="utf-8")) if (cell / EXPECTED).exists() else {}
+    expected = read_json(cell / EXPECTED) if (cell / EXPECTED).exists() else {}
     outcomes = {found["arm"]: found["outcome"] for found in summary["verdicts"] if found["reference"] == BASELINE}
     rows = []
     for arm, differences in summary["differences"].items():
@@ -163,10 +181,11 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
                 "skip_layers": run.options["skip_layers"],
                 "seeds": len(summary["seeds"]),
                 "metric": metric,
-                "baseline": summary["arms"][BASELINE][metric]["mean"],
-                "value": summary["arms"][arm][metric]["mean"],
+                "baseline": _number(summary["arms"][BASELINE][metric]["mean"]),
+                "value": _number(summary["arms"][arm][metric]["mean"]),
                 "outcome": outcomes[arm],
-                "difference": differences[metric],
+                "difference": {name: _number(value) for name, value in differences[metric].items() if name != "values"}
+                | {"values": [_number(value) for value in differences[metric]["values"]]},
                 "drawn": drawn,
                 "merged": merged,
                 "merge_rate": merged / drawn if drawn else None,
@@ -177,12 +196,17 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _number(value: float | None) -> float | None:
+    """A figure of a summary that anyone may have written."""
+    return None if value is None else float(value)
+
+
 def _cost(run: FinishedRun, arm: str) -> float | None:
     """Time of an arm's training over the baseline's, which makes as many steps on the same images."""
 
     def seconds(stage: str) -> float:
         files = (run.stage(seed, stage) / TIMING for seed in run.seeds)
-        return sum(sum(json.loads(file.read_text(encoding="utf-8"))["training_seconds"]) for file in files)
+        return sum(sum(read_json(file)["training_seconds"]) for file in files)
 
     reference = seconds(BASELINE)
     return seconds(arm) / reference if reference else None
@@ -194,22 +218,26 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     return [flat[column] for column in _COLUMNS]
 
 
-def _markdown(zoo: Path, rows: list[dict[str, Any]], pooled: dict[str, Pooled | str]) -> str:
+def _markdown(rows: list[dict[str, Any]], notes: list[str], pooled: dict[str, Pooled | str]) -> str:
     metrics = ", ".join(title_of(metric) for metric in _unique(rows, "metric"))
-    title = f"# Model zoo{f', {metrics}' if metrics else ''}"
-    lines = [title, "", _line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_texts(row)) for row in rows)]
-    notes = [f"- {name}: failed, {error}" for name, error in errors_of(zoo).items()]
-    failed = set(errors_of(zoo))
-    begun = (cell.parent for cell in sorted(zoo.glob(f"*/{CONFIG}")))
-    notes += [
-        f"- {cell.name}: begun, not finished"
-        for cell in begun
-        if cell.name not in failed and not (cell / SUMMARY).exists()
-    ]
+    table = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_texts(row)) for row in rows)]
+    lines = [f"<!-- by {GENERATOR} -->", f"# Model zoo{f', {metrics}' if metrics else ''}", "", *table, ""]
     over_datasets = [f"- {arm}: {_pooled_text(found)}" for arm, found in pooled.items()]
     if over_datasets:
         over_datasets = ["## Over data sets", "", *over_datasets, ""]
-    return "\n".join([*lines, "", *notes, *([""] if notes else []), *over_datasets, _LEGEND])
+    plain = [plain_text(note) for note in notes]
+    return "\n".join([*lines, *plain, *([""] if notes else []), *over_datasets, _LEGEND])
+
+
+def _notes(zoo: Path) -> list[str]:
+    """What is to be said of cells that have no row: those that failed, and those that are not finished."""
+    errors = errors_of(zoo)
+    begun = (path.parent for path in sorted(zoo.glob(f"*/{CONFIG}")))
+    unfinished = [cell.name for cell in begun if cell.name not in errors and not (cell / SUMMARY).exists()]
+    return [
+        *(f"- {name}: failed, {error}" for name, error in errors.items()),
+        *(f"- {name}: begun, not finished" for name in unfinished),
+    ]
 
 
 def _pooled_text(found: Pooled | str) -> str:
@@ -222,8 +250,9 @@ def _pooled_text(found: Pooled | str) -> str:
     )
 
 
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
+def _line(cells: Iterable[str]) -> str:
+    texts = [plain_text(cell).replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(texts)} |"
 
 
 def _texts(row: dict[str, Any]) -> list[str]:
@@ -269,7 +298,11 @@ def error_file(cell: Path) -> Path:
 
 def errors_of(zoo: Path) -> dict[str, str]:
     """The error of each failed cell, by the cell's name."""
-    return {
-        path.name.removesuffix(ERROR_SUFFIX): json.loads(path.read_text(encoding="utf-8"))["error"]
-        for path in sorted(zoo.glob(f"*{ERROR_SUFFIX}"))
-    }
+    errors = {}
+    for path in sorted(zoo.glob(f"*{ERROR_SUFFIX}")):
+        try:
+            reason = str(read_json(path)["error"])
+        except (InputError, KeyError):
+            reason = f"{path.name} can't be read"
+        errors[path.name.removesuffix(ERROR_SUFFIX)] = reason
+    return errors

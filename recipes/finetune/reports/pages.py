@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from matplotlib.figure import Figure
 
-from ..files import write_text
+from ..files import GENERATOR, check_written_here, write_text
 from ..judging.metrics import title_of
 from ..judging.summary import total_merges
 from ..options import BASELINE
@@ -26,6 +26,7 @@ from .style import (
     mean_text,
     new_figure,
     number_text,
+    plain_text,
     range_text,
     share_text,
     write_figure,
@@ -50,8 +51,10 @@ def write_report(run: FinishedRun) -> Path:
 
 def write_side_by_side(runs: Sequence[FinishedRun], path: Path) -> None:
     """Write one HTML file, and the same as Markdown, that sets several finished runs side by side."""
-    figure = _differences_of_runs(runs)
     picture = f"{PLOTS}/{path.stem}.png"
+    for written in (path, path.with_suffix(".md"), path.parent / picture):
+        check_written_here(written)
+    figure = _differences_of_runs(runs)
     write_figure(path.parent / picture, figure)
     sections = [
         Section(
@@ -147,7 +150,7 @@ def _write(path: Path, title: str, sections: Sequence[Section]) -> None:
     def embedded(picture: str) -> str:
         return base64.b64encode((path.parent / picture).read_bytes()).decode("ascii")
 
-    content = {"title": title, "sections": sections, "embedded": embedded}
+    content = {"generator": GENERATOR, "title": title, "sections": sections, "embedded": embedded}
     write_text(path, _template("report.html.j2").render(content))
     write_text(path.with_suffix(".md"), _template("report.md.j2").render(content))
 
@@ -161,4 +164,5 @@ def _template(name: str) -> jinja2.Template:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["plain"] = plain_text
     return environment.get_template(name)

@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ..files import write_bytes
+from ..errors import printable
+from ..files import GENERATOR, write_bytes
 from ..judging.formatting import bounds, number, with_bounds
 from ..judging.intervals import LEVEL
 from ..runs.finished import FinishedRun
+
+rcParams["text.parse_math"] = False  # a $ in the name of an image or a class is a $
 
 SIGNED = "{:+.4f}"
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -55,6 +59,12 @@ def share_text(count: dict[str, int]) -> str | None:
     return f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else None
 
 
+def plain_text(value: Any) -> str:
+    """Text of Markdown that is no HTML, no picture from elsewhere, and nothing that moves a terminal's cursor."""
+    lines = str(value).replace("<", "\\<").replace("![", "!\\[").split("\n")
+    return "\n".join(map(printable, lines))
+
+
 def new_figure(height: float, *grid: int, **settings: Any) -> tuple[Figure, Any]:
     """A figure of the common width, with its panels; height in inches."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -62,9 +72,8 @@ def new_figure(height: float, *grid: int, **settings: Any) -> tuple[Figure, Any]
 
 
 def write_figure(path: Path, figure: Figure) -> None:
-    path.parent.mkdir(exist_ok=True)
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(content, format="png", dpi=150, metadata={"Software": GENERATOR})
     write_bytes(path, content.getvalue())
 
 

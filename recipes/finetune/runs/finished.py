@@ -1,6 +1,5 @@
 """A run whose arms are all finished, as its folder tells it, for those who judge it and report on it."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
@@ -8,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from ..data.tasks import Predictions, Task
 from ..errors import InputError
+from ..files import check_links, read_json, read_yaml
 from ..judging.intervals import Bootstrap, bootstrap
 from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
 from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
 from .looks import read_looks
-from .results import read_predictions
+from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
 from .summaries import read_summary
 
@@ -32,12 +31,13 @@ class FinishedRun:
     def __post_init__(self) -> None:
         if not (self.folder / CONFIG).exists():
             raise InputError(f"{self.folder} is no run folder: it has no {CONFIG}; give the --output of a recipe")
+        check_links(self.folder)
         if not all((self.stage(seed, arm) / RESULT).exists() for seed in self.seeds for arm in self.arms):
             raise InputError(f"the run in {self.folder} is not finished: go on with it by the recipe's --resume first")
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / CONFIG).read_text(encoding="utf-8"))
+        return read_yaml(self.folder / CONFIG)
 
     @cached_property
     def versions(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class FinishedRun:
             seed: {
                 arm: scored_anew(
                     self.task,
-                    json.loads((self.stage(seed, arm) / RESULT).read_text(encoding="utf-8")),
+                    read_whole_result(self.stage(seed, arm)),
                     self.validation[arm][place],
                     self.predictions[arm][place],
                 )
@@ -171,7 +171,7 @@ class FinishedRun:
         return pd.concat(tables, names=["seed"]).reset_index("seed")
 
     def _json(self, name: str) -> dict[str, Any]:
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+        return read_json(self.folder / name)
 
 
 def current_summary(run: Path) -> dict[str, Any] | None:

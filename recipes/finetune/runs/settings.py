@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import PARTIAL, write_csv, write_json, write_new
+from ..files import PARTIAL, check_links, read_json, read_yaml, write_csv, write_json, write_new
 from ..options import MARGIN_CHOSEN, Options, as_plain
 from .layout import CONFIG, DATA, LOCK, VERSIONS
 from .looks import read_looks
@@ -43,14 +43,15 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
         return
     if not options.resume:
         raise InputError(f"--output {run} holds a run: pass --resume to go on with it, or choose another folder")
+    check_links(run)
     if not (run / VERSIONS).exists() and any(run.glob("seed_*")):
         raise InputError(f"{run} has lost its {VERSIONS}: put it back, or choose another --output")
-    begun, now = _read_yaml(run / CONFIG), as_plain(options)
+    begun, now = read_yaml(run / CONFIG), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
     differing -= {key for key in _MAY_GROW if set(begun.get(key, [])) <= set(now[key])}
     _check_nothing_left_out(run, now)
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
-    launched = _read_yaml(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
+    launched = read_json(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
     settings += [
         f"{key} {launched.get(key)}, not {value}" for key, value in launch.items() if launched.get(key) != value
     ]
@@ -88,7 +89,7 @@ def _check_empty(run: Path) -> None:
 def check_same_data(run: Path, data: ImageData) -> None:
     """Refuse to go on with a run on other files than it was begun with."""
     path = run / VERSIONS
-    begun = _read_yaml(path).get("data", {}) if path.exists() else data.files
+    begun = read_json(path).get("data", {}) if path.exists() else data.files
     if begun != data.files:
         raise InputError(f"--resume: the run in {run} was begun with the files {begun}, not {data.files} (by checksum)")
 
@@ -127,13 +128,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(
-            f"{path} can't be read ({error}): the run can't be resumed, choose another --output"
-        ) from error
-    return content or {}

@@ -23,6 +23,14 @@ def check_model_name(name: str) -> None:
         raise InputError(f"--model {error}") from error
 
 
+def bare_model(options: Options) -> nn.Module:
+    """The model with random weights and timm's own classifier: for what can be checked before there are data."""
+    try:
+        return create_timm_model(options.model, in_chans=options.in_chans)
+    except ModelError as error:
+        raise InputError(f"--model {error}: choose another one") from error
+
+
 def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Module:
     """The model with a new classifier for the task; `pretrained` loads --checkpoint, or else the hub's weights."""
     config = timm.get_pretrained_cfg(options.model)
