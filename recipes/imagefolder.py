@@ -6,7 +6,9 @@ accelerate launch recipes/imagefolder.py --data-dir my_images --model resnet18 -
 
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
-from finetune.sources.imagefolder import OwnImagesOptions, check_own_images, load_own_images
+from finetune.reports.look import look_at
+from finetune.reports.own_images import own_sections
+from finetune.sources.imagefolder import OwnImagesOptions, check_own_images, find_own_images, load_own_images, name_of
 from finetune.trial import run_trial
 
 
@@ -17,8 +19,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: OwnImagesOptions) -> None:
     check_own_images(options)
-    source = options.data_dir.resolve().name if options.data_dir else options.hub.rstrip("/").rpartition("/")[2]
-    run_trial(options, lambda: load_own_images(options), f"{source}-{options.model}", main_first=False)
+    if options.prepare_only:
+        print(look_at(find_own_images(options, allow_missing=True), options.image_size))
+        return
+    run_trial(
+        options,
+        lambda: load_own_images(options),
+        f"{name_of(options)}-{options.model}",
+        main_first=False,
+        add_sections=own_sections,
+    )
 
 
 if __name__ == "__main__":

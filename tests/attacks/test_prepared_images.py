@@ -184,7 +184,7 @@ def saved(kind: str) -> bytes:
         (EPS, "is no PNG, JPEG"),
         (saved("PDF"), "is no PNG, JPEG"),
         (b"\x80\x04cos\nsystem\n", "is no PNG, JPEG"),
-        (png(40, 40), r"is damaged \("),
+        (png(40, 40), "is damaged: "),
         (png(12_000, 12_000), "has more than 89,478,485 pixels"),
         (png(2**31 - 1, 2**31 - 1), "has more than 89,478,485 pixels"),
         (png(0, 0), "is no PNG, JPEG"),

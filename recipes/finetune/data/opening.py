@@ -81,7 +81,7 @@ def open_image(encoded: bytes, window: Window) -> Opened:
             raise Unreadable("is DICOM, which pip install 'inmerge_optim[dicom]' lets be read") from error
         raise Unreadable("is empty" if not encoded else f"is no {', '.join(FORMATS)} or DICOM file") from error
     except Exception as error:  # whatever Pillow's decoders raise on a damaged file
-        raise Unreadable(f"is damaged ({first_line(error)})") from error
+        raise Unreadable(f"is damaged: {first_line(error)}") from error
 
 
 def is_dicom(encoded: bytes) -> bool:

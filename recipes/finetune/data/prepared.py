@@ -37,6 +37,7 @@ from ..files import PARTIAL, flush
 from .catalogue import LEFT_OUT, PARTS, Catalogue, EncodedImages, check_complete
 from .images import ImageData, Split
 from .opening import Unreadable
+from .splits import label_counts
 from .squares import Form, make_square
 
 SHARD = 512
@@ -180,12 +181,16 @@ def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, imag
         catalogue.task,
         **splits,
         image_size=image_size,
-        files={**catalogue.files, "cases": catalogue.checksum(np.concatenate(list(rows.values())).tolist())},
+        files={
+            **catalogue.files,
+            "cases": catalogue.checksum(np.concatenate(list(rows.values())).tolist()),
+            "pixels": hashlib.sha256(b"".join(hash_ for x in splits.values() for hash_ in x.pixel_hashes)).hexdigest(),
+        },
         description={
             **catalogue.description,
             "prepare_size": form.side,
             "image_size": image_size,
-            "splits": {part: _counts(catalogue, split) for part, split in splits.items()},
+            "splits": {part: _counts(catalogue, found) for part, found in rows.items()},
         },
     )
 
@@ -208,15 +213,13 @@ def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Sp
     )
 
 
-def _counts(catalogue: Catalogue, split: Split) -> dict[str, Any]:
+def _counts(catalogue: Catalogue, rows: np.ndarray) -> dict[str, Any]:
     """Images, patients where they are known, and cases per class or label, of a multi-label task also those of none."""
-    task, labels = catalogue.task, split.labels
-    found = labels.sum(axis=0) if task.multi_label else np.bincount(labels, minlength=len(task.classes))
-    counts = dict(zip(task.classes, found.tolist(), strict=True))
-    if task.multi_label:
-        counts["none"] = int((labels.sum(axis=1) == 0).sum())
-    patients = None if split.patients is None else len(set(split.patients))
-    return {"images": len(split), "patients": patients, "labels": counts}
+    counts = label_counts(catalogue, rows)
+    if catalogue.task.multi_label:
+        counts["none"] = int((catalogue.labels[rows].sum(axis=1) == 0).sum())
+    patients = None if catalogue.patients is None else len({catalogue.patients[row] for row in rows})
+    return {"images": len(rows), "patients": patients, "labels": counts}
 
 
 def prepare(source: EncodedImages, form: Form, folder: Path, workers: int) -> PreparedImages:

@@ -1,18 +1,25 @@
-"""Which images are trained on, validated on and tested on. What belongs together, such as a patient, is never parted."""
+"""Which images are trained on, validated on and tested on; what belongs together, as a patient does, is not parted."""
 
+import csv
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold
 
-from ..errors import InputError
-from .catalogue import PARTS, Catalogue
+from ..errors import InputError, first_line
+from .catalogue import LEFT_OUT, PARTS, Catalogue
+from .images import Table
+from .tasks import labels_text
 
+SPLIT_FILE, SPLIT, FOLD = "split.csv", "split", "fold"
+_FEW = 10  # of a class in a part, below which it is told
 _LARGEST_DENOMINATOR = 10
 
 
@@ -117,3 +124,69 @@ def units_of(catalogue: Catalogue, pixel_hashes: Sequence[bytes | None]) -> np.n
 def _units(catalogue: Catalogue) -> np.ndarray:
     """What must not be torn apart by a split: the patient of each image, or else the image itself."""
     return np.array(catalogue.cases if catalogue.patients is None else catalogue.patients)
+
+
+def check_classes(catalogue: Catalogue) -> list[str]:
+    """Refuse a class that is not trained on; sentences on those that a part lacks, or that have few images."""
+    sentences = []
+    counts = {part: label_counts(catalogue, catalogue.rows(part)) for part in PARTS}
+    for name in catalogue.task.classes:
+        train, val, test = (counts[part][name] for part in PARTS)
+        if not train and not catalogue.task.multi_label:
+            raise InputError(
+                f"the class {name} of {catalogue.name} has no image in train ({val} in val, {test} in test): take it out "
+                "of the images, add some of it, or give a split in which it is trained on"
+            )
+        lacking = [part for part in PARTS if not counts[part][name]]
+        if lacking:
+            sentences.append(f"{name} has no image in {' and '.join(lacking)}, where its figures are not defined")
+        elif min(train, val, test) < _FEW:
+            sentences.append(f"{name} has few images: {train:,} in train, {val:,} in val, {test:,} in test")
+    return sentences
+
+
+def label_counts(catalogue: Catalogue, rows: np.ndarray) -> dict[str, int]:
+    """How many of these images are of each class, or have each label."""
+    labels = catalogue.labels[rows]
+    if catalogue.task.multi_label:
+        found = labels.sum(axis=0)
+    else:
+        found = np.bincount(labels, minlength=len(catalogue.task.classes))
+    return dict(zip(catalogue.task.classes, found.tolist(), strict=True))
+
+
+def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Table:
+    """A row per image with its labels and where it belongs, as read_split reads it.
+
+    Args:
+        column: SPLIT or FOLD.
+        values: where each image belongs, empty text for what is left out.
+    """
+    patients = catalogue.patients or [None] * len(catalogue.cases)
+    rows = [
+        [case, patient, labels_text(catalogue.task, label), value]
+        for case, patient, label, value in zip(catalogue.cases, patients, catalogue.labels, values, strict=True)
+    ]
+    return ("case", "patient", "labels", column), rows
+
+
+def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
+    """Where a split file says that each image belongs, text (N,), empty for what it leaves out or doesn't name."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            lacking = {"case", column}.difference(reader.fieldnames or ())
+            if lacking:
+                raise InputError(f"--split-file {path} has no column {min(lacking)}: give the {SPLIT_FILE} of a run")
+            given = {row["case"]: row[column] for row in reader}
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"--split-file {path} can't be read ({first_line(error)}): give the {SPLIT_FILE} of a run"
+        ) from error
+    unknown = given.keys() - set(catalogue.cases)
+    if unknown:
+        raise InputError(
+            f"--split-file {path} names {len(unknown):,} images that {catalogue.name} doesn't have, such as {min(unknown)}: "
+            "give the split of these images"
+        )
+    return np.array([given.get(case) or LEFT_OUT for case in catalogue.cases])

@@ -17,7 +17,9 @@ from ..errors import InputError
 from .catalogue import PARTS
 from .images import ImageData, Split, Table
 from .squares import pixel_hash
+from .tasks import labels_text
 
+LEAK_FILE, NEAR_FILE = "leaks.csv", "near_twins.csv"
 NEAR_BITS = 4  # of 64; nih-mini has 3 pairs in a million that are as near without being twins, see docs/own_images.md
 _BITS = 64
 _CHUNK = 1024
@@ -149,18 +151,12 @@ def settle_leaks(data: ImageData, drop: bool) -> tuple[ImageData, list[str]]:
 def leak_table(data: ImageData, leaks: list[Leak]) -> Table:
     """A row per place of each leak."""
     rows = [
-        [number, leak.kind, part, data.splits[part].cases[row], _labels_text(data, part, row), leak.conflicting]
+        [number, leak.kind, part, split.cases[row], labels_text(data.task, split.labels[row]), leak.conflicting]
         for number, leak in enumerate(leaks, 1)
         for part, row in leak.places
+        for split in (data.splits[part],)
     ]
     return ("number", "kind", "split", "case", "labels", "conflicting"), rows
-
-
-def _labels_text(data: ImageData, part: str, row: int) -> str:
-    label, classes = data.splits[part].labels[row], data.task.classes
-    if not data.task.multi_label:
-        return classes[label]
-    return "|".join(name for name, has in zip(classes, label, strict=True) if has)
 
 
 @dataclass(frozen=True)
@@ -208,3 +204,13 @@ def _small_images(split: Split) -> Iterator[Image.Image]:
 
 def _phash(image: Image.Image) -> np.ndarray:
     return imagehash.phash(image).hash.ravel()
+
+
+def near_table(data: ImageData, twins: list[NearTwins]) -> Table:
+    """A row per pair."""
+    rows = []
+    for pair in twins:
+        (part, row), (other_part, other_row) = pair.first, pair.second
+        first, second = data.splits[part].cases[row], data.splits[other_part].cases[other_row]
+        rows.append([part, first, other_part, second, pair.bits, pair.mirrored])
+    return ("split", "case", "other_split", "other_case", "bits", "mirrored"), rows

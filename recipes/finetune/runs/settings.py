@@ -32,7 +32,7 @@ _PACKAGES = (
 )
 # The data are compared by their checksums, wherever they come from.
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
-_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", MARGIN_CHOSEN}
+_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", "csv", "split_file", MARGIN_CHOSEN}
 _MAY_GROW = ("seeds", "arms")
 
 

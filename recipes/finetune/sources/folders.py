@@ -59,7 +59,6 @@ def read_class_folders(folder: Path) -> Listing:
         notices.append(f"The splits are those of the folders {', '.join(names)}")
     empty = _empty_classes(top, names if split else [""], {tuple(step[: depth + 1]) for step in steps})
     return Listing(
-        name=folder.resolve().name,
         cases=[file.case for file in inner],
         images=ImageFiles([file.path for file in inner], [file.key for file in inner]),
         labels=[(step[depth],) for step in steps],

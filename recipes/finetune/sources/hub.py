@@ -79,7 +79,6 @@ def read_hub(name: str, revision: str, columns: Columns) -> Listing:
     understood = understand(table, Columns(image, columns.labels, columns.patient, columns.split, columns.subgroups))
     given = [parts[split] for split, rows in splits.items() for _ in range(len(rows))]
     return Listing(
-        name=name.rstrip("/").rpartition("/")[2],
         cases=cases_of(data, image),
         images=HubImages(data.select_columns([image]), image, f"{name} {version}"),
         labels=understood.labels,

@@ -4,14 +4,14 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.catalogue import PARTS, Catalogue
+from ..data.catalogue import LEFT_OUT, PARTS, Catalogue
 from ..data.images import ImageData
-from ..data.opening import parse_window
+from ..data.opening import PERCENTILES, Window, parse_window
 from ..data.prepared import PreparedImages, as_image_data, prepare, prepared_folder, without_unreadable
-from ..data.splits import hold_out_stratified, units_of
+from ..data.splits import SPLIT, SPLIT_FILE, check_classes, hold_out_stratified, read_split, split_table, units_of
 from ..data.squares import Fit, Form
 from ..data.twins import find_leaks, refuse_leaks
-from ..errors import InputError
+from ..errors import InputError, is_main_process
 from .columns import Columns
 from .dicom import image_opener
 from .folders import patients_of, read_class_folders
@@ -19,6 +19,8 @@ from .hub import read_hub
 from .listing import Listing, catalogue_of
 from .preparing import PreparedOptions, check_preparing
 from .tables import read_table
+
+LEFT_OUT_FILE = "left_out.csv"
 
 
 @dataclass(kw_only=True)
@@ -52,6 +54,8 @@ class OwnImagesOptions(PreparedOptions):
     window: str = "file"
     """What becomes black and white of more than 8 bits: center,width; or file: that of a DICOM file, and else as
     percentile, which takes the 1st and the 99th of each image."""
+    split_file: Path | None = None
+    """The split.csv of another run on these images, in place of the split that they come with or that is drawn."""
     val_fraction: float = 0.2
     """Share of the patients, or cases, that are held out for validation, where the images come without it."""
     test_fraction: float = 0.2
@@ -101,7 +105,7 @@ def _patient_pattern(text: str) -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class OwnImages:
-    """What was found, prepared and split.
+    """What was found and prepared, and how it is split.
 
     Attributes:
         catalogue: of all images; what can't be used is left out of its split.
@@ -115,26 +119,58 @@ class OwnImages:
     folder: Path
 
     def data(self, image_size: int) -> ImageData:
-        """The splits."""
-        return as_image_data(self.catalogue, self.images, self.form, image_size)
+        """The splits, with how they are and what is left out as tables."""
+        data = as_image_data(self.catalogue, self.images, self.form, image_size)
+        left_out = list(self.catalogue.description["left_out"].items())
+        tables = {SPLIT_FILE: split_table(self.catalogue, SPLIT, self.catalogue.split)}
+        return replace(data, tables=tables | ({LEFT_OUT_FILE: (("case", "reason"), left_out)} if left_out else {}))
+
+
+def name_of(options: OwnImagesOptions) -> str:
+    """What the data set is called: after its table, its folder, or its name on the hub."""
+    source = options.hub or options.csv or options.data_dir.resolve()
+    return re.sub(r"[^\w.-]+", "-", Path(source).stem if options.csv else Path(source).name)
 
 
 def load_own_images(options: OwnImagesOptions) -> ImageData:
     """Find, prepare and split the images; twins over the splits are refused, unless they are allowed or dropped."""
-    data = find_own_images(options).data(options.image_size)
+    own = find_own_images(options, options.allow_missing)
+    data = own.data(options.image_size)
+    if is_main_process():
+        for notice in own.catalogue.description["notices"]:
+            print(f"{notice}.")
     if not (options.allow_twins or options.drop_twins):
         refuse_leaks(data, find_leaks(data))
     return data
 
 
-def find_own_images(options: OwnImagesOptions) -> OwnImages:
-    """Find and prepare the images, and split those that can be used."""
-    catalogue = catalogue_of(_listing(options), options.positive_class)
+def find_own_images(options: OwnImagesOptions, allow_missing: bool) -> OwnImages:
+    """Find and prepare the images, and split those that can be used.
+
+    Args:
+        allow_missing: leave out the others instead of refusing them.
+    """
+    catalogue = catalogue_of(_listing(options), name_of(options), options.positive_class)
     form = Form(options.side, options.fit, parse_window(options.window), decode=image_opener())
     folder = prepared_folder(options.prepared_in, catalogue, form)
     images = prepare(catalogue.images, form, folder, options.processes)
-    catalogue = without_unreadable(_with_headers(catalogue, images), images, options.allow_missing)
-    return OwnImages(_split(catalogue, images, options), images, form, folder)
+    catalogue = without_unreadable(_with_headers(catalogue, images), images, allow_missing)
+    catalogue, notices = _split(catalogue, images, options)
+    described = {
+        **catalogue.description,
+        "fit": options.fit,
+        "window": _window_text(form.window),
+        "notices": [*catalogue.description["notices"], *notices, *check_classes(catalogue)],
+    }
+    return OwnImages(replace(catalogue, description=described), images, form, folder)
+
+
+def _window_text(window: Window) -> str:
+    """What becomes black and white of values of more than 8 bits, for the run folder."""
+    percentiles = "percentiles {:g} and {:g} of each image".format(*PERCENTILES)
+    if window == "file":
+        return f"that of the file, or else {percentiles}"
+    return percentiles if window == "percentile" else "center {:g}, width {:g}".format(*window)
 
 
 def _listing(options: OwnImagesOptions) -> Listing:
@@ -169,13 +205,23 @@ def _with_headers(catalogue: Catalogue, images: PreparedImages) -> Catalogue:
     return replace(catalogue, patients=patients, subgroups=subgroups)
 
 
-def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> Catalogue:
-    """Hold out of the training images the parts that the images come without."""
+def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> tuple[Catalogue, list[str]]:
+    """Take the split of the file, or hold out of the training images the parts that the images come without."""
+    if options.split_file is not None:
+        split = read_split(options.split_file, catalogue, SPLIT)
+        unknown = set(split) - {*PARTS, LEFT_OUT}
+        if unknown:
+            raise InputError(
+                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
+            )
+        split[list(images.absent())] = LEFT_OUT
+        return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]
     lacking = [part for part in ("test", "val") if not len(catalogue.rows(part))]
-    given = [part for part in PARTS if part not in lacking]
-    fractions = {"test": options.test_fraction, "val": options.val_fraction}
+    if not lacking:
+        return catalogue, []
     units = units_of(catalogue, images.pixel_hashes())
+    fractions = {"test": options.test_fraction, "val": options.val_fraction}
     for part in lacking:
         catalogue = hold_out_stratified(catalogue, part, fractions[part], options.split_seed, units)
-    how = "as given" if not lacking else f"{' and '.join(lacking)} held out of {' and '.join(given)}"
-    return replace(catalogue, description={**catalogue.description, "split": how})
+    by = "case, as no patients are named" if catalogue.patients is None else "patient"
+    return catalogue, [f"Held out of train by {by}: {' and '.join(lacking)}"]

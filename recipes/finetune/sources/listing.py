@@ -38,7 +38,6 @@ class Listing:
     """Images with their labels as they are spelt.
 
     Attributes:
-        name: of the data set.
         cases: what names each image, unique.
         images: the encoded images, in the same order.
         labels: of each image, one class, or of a multi-label task any number of labels.
@@ -49,7 +48,6 @@ class Listing:
         notices: what the user is told of how the source was understood, in sentences.
     """
 
-    name: str
     cases: list[str]
     images: EncodedImages
     labels: list[tuple[str, ...]]
@@ -74,39 +72,38 @@ def says_nothing(name: str) -> bool:
     return name.strip().casefold().replace("_", " ") in _NOTHING
 
 
-def catalogue_of(listing: Listing, positive_class: str | None) -> Catalogue:
+def catalogue_of(listing: Listing, name: str, positive_class: str | None) -> Catalogue:
     """Number the classes of a listing; what has no split is all to be trained on, until it is split.
 
     Args:
+        name: of the data set.
         positive_class: class 1 of a binary task; None: the one that doesn't say that nothing is found, or else the
             second in alphabetical order.
     """
     listing = _with_one_spelling(listing)
-    found = {name for labels in listing.labels for name in labels}
+    found = {label for labels in listing.labels for label in labels}
     classes = sorted(found) if listing.classes is None else list(listing.classes)
     if (len(classes) < 2 and not listing.multi_label) or not classes:
         raise InputError(
-            f"{listing.name} has {'the one class ' + repr(classes[0]) if classes else 'no label'}: expected two classes "
+            f"{name} has {'the one class ' + repr(classes[0]) if classes else 'no label'}: expected two classes "
             "or more, or several labels"
         )
     binary = len(classes) == 2 and not listing.multi_label
     if binary:
-        classes = _positive_last(classes, positive_class, listing.name)
+        classes = _positive_last(classes, positive_class, name)
     elif positive_class is not None:
-        raise InputError(
-            f"--positive-class has no effect on the {len(classes)} classes of {listing.name}: leave it out"
-        )
+        raise InputError(f"--positive-class has no effect on the {len(classes)} classes of {name}: leave it out")
     kind = "multi-label" if listing.multi_label else "binary" if binary else "multi-class"
-    numbers = {name: number for number, name in enumerate(classes)}
+    numbers = {label: number for number, label in enumerate(classes)}
     if listing.multi_label:
         labels = np.zeros((len(listing.cases), len(classes)), dtype=np.int64)
         for row, names in zip(labels, listing.labels, strict=True):
-            row[[numbers[name] for name in names]] = 1
+            row[[numbers[label] for label in names]] = 1
     else:
-        labels = np.array([numbers[name] for (name,) in listing.labels], dtype=np.int64)
+        labels = np.array([numbers[label] for (label,) in listing.labels], dtype=np.int64)
     notices = [*listing.notices, *([f"The positive class is {classes[1]}, against {classes[0]}"] if binary else [])]
     return Catalogue(
-        name=listing.name,
+        name=name,
         task=Task(kind, tuple(classes)),
         cases=listing.cases,
         labels=labels,

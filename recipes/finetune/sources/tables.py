@@ -30,7 +30,6 @@ def read_table(path: Path, folder: Path, columns: Columns, allow_outside: bool) 
     cases = filled_cells(table, understood.image)
     _check_unique(table, cases)
     return Listing(
-        name=path.stem,
         cases=cases,
         images=_find(table, cases, folder, allow_outside),
         labels=understood.labels,

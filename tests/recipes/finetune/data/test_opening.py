@@ -109,7 +109,7 @@ WHOLE = encoded(Image.fromarray(GREY))
         (b"", "is empty"),
         (b"patient,label\n", "is no PNG, JPEG, TIFF, BMP, WEBP or DICOM file"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no PNG, JPEG"),
-        (WHOLE[: len(WHOLE) // 2], "is damaged ("),
+        (WHOLE[: len(WHOLE) // 2], "is damaged: "),
         (encoded(Image.new("1", (30_000, 30_000))), "has more than 89,478,485 pixels: make it smaller"),
         (
             encoded(Image.fromarray(GREY), "TIFF", save_all=True, append_images=[Image.fromarray(GREY)]),
