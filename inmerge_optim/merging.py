@@ -9,7 +9,6 @@ nothing waits for it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,11 +25,17 @@ COSINE_UNIT = 2.0**-24
 
 
 class DrawnLayer(NamedTuple):
-    """A weight (floating point, kernels on dim 0), its pairs of one step, and how they are judged."""
+    """A weight (floating point, kernels on dim 0), its pairs of one step, and how they are judged.
+
+    Attributes:
+        donors: the kernels that the partners are, as rows in the order of their weights, if not those of the weight
+            itself: what other ranks have sent.
+    """
 
     weight: Tensor
     pairs: Pairs
     rule: Rule
+    donors: Tensor | None = None
 
 
 def merge_layer_(layer: DrawnLayer) -> Tensor:
@@ -42,24 +47,17 @@ def merge_layer_(layer: DrawnLayer) -> Tensor:
         The tally: how many kernels were merged, and the sum of their cosines in COSINE_UNIT; int64, (2,), on the
         weight's device.
     """
-    weight, (picked, partners, rounding, order), rule = layer
+    weight, (picked, partners, rounding, shuffle), rule, others = layer
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        rows, donor_rows, shuffle = to_device([picked, partners, order], weight.device)
-        own, donors = take_rows(weight, rows), take_rows(weight, donor_rows)
-        return merge_rows_(weight, rows, own, donors, rule, rounding, shuffle)
-
-
-def merge_rows_(
-    weight: Tensor, rows: Tensor, own: Tensor, donors: Tensor, rule: Rule, rounding: float, order: Tensor
-) -> Tensor:
-    """Merge the kernels ``rows`` of ``weight``, which are ``own``, with ``donors`` in place; return the tally."""
-    cosines = pair_cosines(own, donors)
-    accepted = accept_pairs(cosines, own.shape[1], rule, rounding, order)
-    merged = blend_rows(own, donors, rule.merge_weight).to(weight.dtype)
-    kept = weight.index_select(0, rows)
-    written = torch.where(accepted[:, None], merged, kept.reshape(merged.shape))
-    weight.index_copy_(0, rows, written.reshape(kept.shape))
-    return torch.stack((accepted, torch.where(accepted, cosines / COSINE_UNIT, 0).long())).sum(1)
+        rows, donor_rows, order = to_device([picked, partners, shuffle], weight.device)
+        own, donors = take_rows(weight, rows), take_rows(weight if others is None else others, donor_rows)
+        cosines = pair_cosines(own, donors)
+        accepted = accept_pairs(cosines, own.shape[1], rule, rounding, order)
+        merged = blend_rows(own, donors, rule.merge_weight).to(weight.dtype)
+        kept = weight.index_select(0, rows)
+        written = torch.where(accepted[:, None], merged, kept.reshape(merged.shape))
+        weight.index_copy_(0, rows, written.reshape(kept.shape))
+        return torch.stack((accepted, torch.where(accepted, cosines / COSINE_UNIT, 0).long())).sum(1)
 
 
 def pair_cosines(own: Tensor, donors: Tensor) -> Tensor:
@@ -92,8 +90,7 @@ def accept_pairs(cosines: Tensor, row_length: int, rule: Rule, rounding: float, 
     if rule.threshold.kind == "quantile":
         accepted = finite & _above_quantile(cosines, rule.threshold.value, rounding, order)
     else:
-        unit = 1 / math.sqrt(row_length) if rule.threshold.kind == "sd" else 1
-        accepted = cosines > rule.threshold.value * unit
+        accepted = cosines > rule.threshold.cosine(row_length)
     if rule.criterion == "dissimilar":
         accepted = finite & ~accepted
     elif rule.criterion == "random_pairs":  # permuted among the pairs that have a cosine; the others stay at the end
@@ -107,7 +104,7 @@ def _above_quantile(cosines: Tensor, share: float, rounding: float, order: Tenso
 
     Of m finite ones floor(q m + v) are not above it: q m on average over v, however few there are.
     """
-    not_above = (share * cosines.isfinite().sum() + rounding).floor()
+    not_above = (share * cosines.isfinite().sum(dtype=cosines.dtype) + rounding).floor()
     ascending = order[cosines[order].argsort(stable=True)]  # NaN comes last
     ranks = torch.empty_like(order).index_copy_(0, ascending, torch.arange(order.numel(), device=order.device))
     return ranks >= not_above

@@ -22,7 +22,8 @@ from torch.optim import Optimizer
 
 from inmerge_optim.binding import Binding, user_stacklevel
 from inmerge_optim.drawing import draw_layers
-from inmerge_optim.merging import COSINE_UNIT, DrawnLayer, merge_layer_
+from inmerge_optim.kernels import Tallies, merge_layers_
+from inmerge_optim.merging import COSINE_UNIT, DrawnLayer
 from inmerge_optim.selection import CONVOLUTIONS, KernelLayers, LayerTypes, kernel_layers
 from inmerge_optim.settings import SETTINGS, Criterion, Rule, check_count, check_setting, parse_threshold
 from inmerge_optim.sharding import is_sharded, merge_sharded_layers_
@@ -156,7 +157,7 @@ class InMergeOptimizer(Optimizer):
         )
         self._binding = Binding(listed, model, self.param_groups)
         self._drawn: dict[int, int] = {}
-        self._tallies: dict[int, Tensor] = {}  # of merge_layer_, added up
+        self._tallies = Tallies(len(self._binding.listed))
         self._rate_checked = False
         if not self._binding.places:
             raise ValueError(_nothing_to_merge(self.layers, type(model).__name__))
@@ -298,9 +299,9 @@ class InMergeOptimizer(Optimizer):
             cosines of the merged ones, each rounded to 2**-24, or None where none was merged. Under FSDP2 all ranks'
             pairs count.
         """
-        counts = {}
+        counts, tallies = {}, self._tallies.read()
         for index in sorted(self._binding.places.keys() | self._drawn.keys()):
-            merged, units = self._tally(index)
+            merged, units = tallies[index]
             counts[self._binding.listed[index].name] = {
                 "drawn": self._drawn.get(index, 0),
                 "merged": merged,
@@ -387,11 +388,10 @@ class InMergeOptimizer(Optimizer):
             if layer.layer in updated and pairs.picked.size:
                 kind = sharded if is_sharded(layer.weight) else whole
                 kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rule)
-        tallies = dict(zip(sharded, merge_sharded_layers_(list(sharded.values())), strict=True))
-        tallies.update((index, merge_layer_(layer)) for index, layer in whole.items())
+        merge_layers_(whole, self._tallies)
+        merge_sharded_layers_(sharded, self._tallies)
         for index, merged in (whole | sharded).items():
             self._drawn[index] = self._drawn.get(index, 0) + merged.pairs.picked.size
-            self._tallies[index] = self._tallies.get(index, 0) + tallies[index]
         self._warn_if_nothing_merges()
 
     def _rule(self, group: dict[str, Any]) -> Rule:
@@ -412,16 +412,12 @@ class InMergeOptimizer(Optimizer):
             for group in self.param_groups:
                 group.setdefault(key, count)
 
-    def _tally(self, layer: int) -> list[int]:
-        found: list[int] = self._tallies[layer].tolist() if layer in self._tallies else [0, 0]
-        return found
-
     def _warn_if_nothing_merges(self) -> None:
         drawn = sum(self._drawn.values())
         if self._rate_checked or drawn < _PAIRS_BEFORE_CHECK:
             return
         self._rate_checked = True
-        merged = sum(self._tally(layer)[0] for layer in self._tallies)
+        merged = sum(merged for merged, _ in self._tallies.read())
         main = not torch.distributed.is_available() or not torch.distributed.is_initialized()
         if merged < _LEAST_MERGED * drawn and (main or torch.distributed.get_rank() == 0):
             warnings.warn(

@@ -26,6 +26,10 @@ class Threshold(NamedTuple):
     kind: Literal["cosine", "sd", "quantile"]
     value: float
 
+    def cosine(self, row_length: int) -> float:
+        """Return the cosine that it stands for in kernels of so many weights; a quantile stands for none."""
+        return self.value / math.sqrt(row_length) if self.kind == "sd" else self.value
+
 
 class Rule(NamedTuple):
     """How a drawn pair is judged and merged: alpha, tau and which side of tau is merged."""

@@ -12,7 +12,7 @@ from finetune.reports.chestxray14 import chestxray_sections
 from finetune.sources.chestxray14 import ChestXrayOptions, check_chestxray14, load_chestxray14
 from finetune.sources.nih_labels import NAME
 from finetune.sources.nih_tree import read_boxes
-from finetune.trial import run_trial
+from finetune.trial import check_trial, run_trial
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(options: ChestXrayOptions) -> None:
     check_chestxray14(options)
     if options.prepare_only:
+        check_trial(options)
         data = load_chestxray14(options)
         counts = [f"{len(split):,} in {part}" for part, split in data.splits.items()]
         print(f"{NAME} is prepared: {', '.join(counts)}")

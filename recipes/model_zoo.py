@@ -9,16 +9,23 @@ import traceback
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from finetune.errors import InputError, exit_on_input_error, is_main_process
+from finetune.errors import InputError, damage_told, exit_on_input_error, is_main_process
 from finetune.files import write_json
-from finetune.options import parse_options
+from finetune.options import BASELINE, parse_options
+from finetune.runs.lock import RunHeld
 from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.source import DatasetOptions
-from finetune.training.arms import check_arms
-from finetune.training.models import check_model_name
-from finetune.trial import run_trial
-from finetune.zoo import count_expected_merges, error_file, errors_of, write_zoo
+from finetune.trial import check_trial, run_trial
+from finetune.zoo import (
+    check_zoo,
+    count_expected_merges,
+    declare_family,
+    error_file,
+    errors_of,
+    member,
+    write_zoo,
+)
 from tyro.conf import Suppress
 
 # What the paper gives as L_s.
@@ -41,7 +48,7 @@ class ZooOptions(DatasetOptions):
     """Shallow convolutions that are never merged. None: the paper's number for vgg16, vgg19 (10) and resnet34 (30), a
     fraction of 0.6 for the others."""
     output: Path = Path("runs/zoo")
-    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md and zoo.png."""
+    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md, zoo.png and pooled.json."""
     model: Suppress[str] = ""
     dataset: Suppress[str] = ""
     resume: Suppress[bool] = True
@@ -59,10 +66,16 @@ def _run(argv: list[str] | None) -> list[str]:
     """Run the cells of the shard that are not done yet, and return the names of those that failed."""
     options = parse_options(ZooOptions, argv)
     cells = _cells(options)
-    for cell in cells:
-        check_run_folder(cell.output, cell, launch={})
     mine = _shard(options.shard, cells)
+    check_zoo(options.output)
+    for cell in cells:
+        with damage_told(cell.output):
+            check_run_folder(cell.output, cell, launch={})
+    for cell in cells[: len(options.models)]:  # each model once: what is wrong with it is so on all data
+        check_trial(cell)
     options.output.mkdir(parents=True, exist_ok=True)
+    arms = [arm for arm in options.arms if arm != BASELINE]
+    declare_family(options.output, [member(cell.dataset, cell.model, arm) for cell in cells for arm in arms])
     for place, cell in enumerate(mine, 1):
         print(f"\n{cell.output.name}, {place} of {len(mine)}", flush=True)
         _run_cell(cell)
@@ -81,9 +94,6 @@ def _cells(options: ZooOptions) -> list[DatasetOptions]:
             raise InputError(f"--{name} {' '.join(values)} names one twice")
     if options.checkpoint and len(options.models) > 1:
         raise InputError(f"--checkpoint {options.checkpoint} holds the weights of one model: name that one in --models")
-    check_arms(options)
-    for model in options.models:
-        check_model_name(model)
     shared = {field.name: getattr(options, field.name) for field in fields(DatasetOptions)}
     cells = []
     for dataset in options.datasets:
@@ -105,10 +115,15 @@ def _shard(text: str, cells: list[DatasetOptions]) -> list[DatasetOptions]:
 
 
 def _run_cell(cell: DatasetOptions) -> None:
-    """Run a trial or what is left of it; if it fails its error is written down, and the next call tries it again."""
+    """Run a trial or what is left of it; if it fails its error is written down, and the next call tries it again.
+
+    One that another job works on is left to it.
+    """
     error = error_file(cell.output)
     try:
         run_trial(cell, lambda: load_dataset(cell), cell.output.name, add_sections=count_expected_merges)
+    except RunHeld as held:
+        print(f"{cell.output.name} is left out here: {held}", flush=True)
     except Exception as reason:  # whatever a model, a device or a data set raises: the other cells go on
         sentence = str(reason).strip() or type(reason).__name__
         print(f"{cell.output.name} failed: {sentence}", flush=True)

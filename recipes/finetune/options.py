@@ -1,6 +1,7 @@
 """The options that every recipe has, and how they are read from the command line and from a config file."""
 
 import dataclasses
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -9,11 +10,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
-import yaml
 
-from .errors import InputError, is_main_process, near_names
+from .errors import InputError, first_line, is_main_process, near_names
+from .files import read_yaml
 
 BASELINE = "baseline"  # the arm that the others are compared with
+MARGIN = 0.005
+MARGIN_CHOSEN = "margin_chosen"  # what config.yaml says beside the options
+_LARGEST_SEED = 2**32 - 1  # of scikit-learn's generators
+# Beyond these a mistake is likelier than a wish, and a machine runs out of memory or of processes.
+_AT_MOST = {"image_size": 4096, "prepare_size": 4096, "workers": 512, "prepare_workers": 512}
+_AT_MOST |= {"split_seed": _LARGEST_SEED, "epochs": 100_000, "inmerge_epochs": 100_000}
 
 
 @dataclass(kw_only=True)
@@ -42,6 +49,12 @@ class Options:
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
     arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
+    primary_metric: Literal["auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "brier"] = "auroc"
+    """The metric that the verdict is about; of log_loss and brier lower is better."""
+    margin: float | None = None
+    """The smallest difference in it that matters. None: 0.005, and the report says that it was not chosen."""
+    planned_seeds: int | None = None
+    """How many seeds there will be in the end, where they are run a few at a time: verdicts before that are interim."""
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulation steps."""
     opt: str = "sgd"
@@ -91,6 +104,8 @@ class Options:
     """Compile the model with torch.compile."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass, which saves memory, where the model can."""
+    drop_twins: bool = False
+    """Leave an image that lies in several splits, by its pixels, or a patient who does, in the last of them alone."""
     limit_train: int | None = None
     """Train on so many images, drawn by --split-seed, for a dry run."""
     workers: int = 0
@@ -106,6 +121,7 @@ class Options:
 
 
 SomeOptions = TypeVar("SomeOptions", bound=Options)
+AnyText = TypeVar("AnyText", str, Path)
 
 
 def parse_options(kind: type[SomeOptions], argv: list[str] | None = None) -> SomeOptions:
@@ -113,44 +129,67 @@ def parse_options(kind: type[SomeOptions], argv: list[str] | None = None) -> Som
     argv = sys.argv[1:] if argv is None else argv
     from_file = [word for path in _config_paths(argv) for word in _read_config(kind, path)]
     options = tyro.cli(kind, args=[*from_file, *argv], console_outputs=is_main_process())
+    options = _with_whole_paths(options)
     check_options(options)
     return options
+
+
+def _with_whole_paths(options: SomeOptions) -> SomeOptions:
+    """With ~ expanded in every path, here and nowhere else: not all libraries do it."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    texts = {name: value for name, value in values.items() if isinstance(value, str | Path)}
+    return dataclasses.replace(options, **{name: whole(f"--{_flag(name)}", value) for name, value in texts.items()})
+
+
+def whole(option: str, value: AnyText) -> AnyText:
+    """A text as it is, or a path with ~ expanded; an InputError where no file or report can have it."""
+    try:
+        os.fspath(value).encode()
+        if "\0" in os.fspath(value):
+            raise ValueError("it has a NUL")
+        return value.expanduser() if isinstance(value, Path) else value
+    except (ValueError, RuntimeError) as error:  # no UTF-8; no such user
+        raise InputError(
+            f"{option} {os.fspath(value)!r} can't be used ({first_line(error)}): choose another"
+        ) from error
 
 
 def _config_paths(argv: list[str]) -> list[Path]:
     """The value of --config, found ahead of the parser because it sets the parser's defaults."""
     paths = [Path(value) for word, value in pairwise(argv) if word == "--config"]
     paths += [Path(word.removeprefix("--config=")) for word in argv if word.startswith("--config=")]
-    return paths[-1:]
+    return [whole("--config", path) for path in paths[-1:]]
 
 
 def _read_config(kind: type[Options], path: Path) -> list[str]:
     """A config file as command-line words, so that one parser coerces and checks the values of both."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--config {path} can't be read as YAML ({reason}): give an existing YAML file") from error
-    if values is None:
-        return []
-    if not isinstance(values, dict):
-        raise InputError(f"--config {path} must hold `option: value` lines, not a {type(values).__name__}")
     known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     words: list[str] = []
-    for key, value in values.items():
+    try:
+        content = read_yaml(path)
+    except InputError as error:
+        raise InputError(f"--config {error}: give an existing YAML file") from error
+    for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise InputError(f"--config {path} sets the unknown option {key!r}{near_names(name, known)}")
-        words += _as_words(name.replace("_", "-"), value)
+        try:
+            words += _as_words(_flag(name), value)
+        except ValueError as error:
+            raise InputError(f"--config {path} gives {key} a value that can't be used ({error})") from error
     return words
 
 
 def _as_words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list):
-        return [f"--{flag}", *map(str, value)]
-    return [f"--{flag}", str(value)]
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(part, list | dict) for part in values):
+        raise ValueError("expected one value, or a list of them")
+    words = [str(part) for part in values]
+    if any(word.startswith("--") for word in words):
+        raise ValueError("it begins with --, as options do")
+    return [f"--{flag}", *words]
 
 
 def check_options(options: Options) -> None:
@@ -161,7 +200,12 @@ def check_options(options: Options) -> None:
     for name, lowest in at_least.items():
         if not getattr(options, name) >= lowest:
             raise InputError(f"--{_flag(name)} must be at least {lowest}, not {getattr(options, name)}")
-    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train"):
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"--{_flag(name)} must be a finite number, not {value}")
+        if name in _AT_MOST and value is not None and value > _AT_MOST[name]:
+            raise InputError(f"--{_flag(name)} must be at most {_AT_MOST[name]}, not {value}")
+    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
@@ -169,7 +213,7 @@ def check_options(options: Options) -> None:
         raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
     if not 0 <= options.smoothing < 1:
         raise InputError(f"--smoothing must be at least 0 and below 1, not {options.smoothing}")
-    _check_seeds(options.seeds)
+    _check_seeds(options)
     if options.checkpoint and not options.pretrained:
         raise InputError(
             "--checkpoint gives pretrained weights and --no-pretrained forbids them: leave out one of both"
@@ -187,13 +231,20 @@ def check_options(options: Options) -> None:
         raise InputError(f"--warmup-epochs {options.warmup_epochs} is longer than --epochs {options.epochs}")
 
 
-def _check_seeds(seeds: tuple[int, ...]) -> None:
+def _check_seeds(options: Options) -> None:
+    seeds, planned = options.seeds, options.planned_seeds
     if not seeds:
         raise InputError("--seeds needs at least one seed")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: a repeated run adds no evidence")
     if min(seeds) < 0:
         raise InputError(f"--seeds must not be negative, and {min(seeds)} is")
+    if planned is not None and planned < len(seeds):
+        raise InputError(
+            f"--planned-seeds {planned} is fewer than the {len(seeds)} of --seeds: a plan holds for all that are run"
+        )
+    if max(seeds) > _LARGEST_SEED:
+        raise InputError(f"--seeds must be at most {_LARGEST_SEED}, and {max(seeds)} is more")
 
 
 def _flag(name: str) -> str:
@@ -201,10 +252,11 @@ def _flag(name: str) -> str:
 
 
 def as_plain(options: Options) -> dict[str, Any]:
-    """The options as YAML knows them: paths as text, tuples as lists."""
+    """The options as YAML knows them: paths as text, tuples as lists; and the margin that holds, chosen or not."""
     plain = {}
     for name, value in dataclasses.asdict(options).items():
         plain[name] = (
             os.fspath(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         )
-    return plain
+    chosen = options.margin is not None
+    return plain | {"margin": options.margin if chosen else MARGIN, MARGIN_CHOSEN: chosen}

@@ -1,8 +1,8 @@
 """The paired trial: for each seed a backbone stage, then every arm from its last weights."""
 
 import os
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -12,19 +12,31 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
-from .errors import InputError
+from .data.twins import settle_leaks
+from .errors import InputError, damage_told, first_line
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
-from .runs.layout import REPORT, SUMMARY, TENSORBOARD
+from .runs.layout import CONFIG, REPORT, TENSORBOARD
+from .runs.lock import hold_run
+from .runs.looks import record_look
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
-from .runs.summaries import write_summary
+from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
+from .runs.summaries import read_summary, write_summary
+from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
-from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
+from .training.models import (
+    bare_model,
+    check_checkpoint,
+    check_forward,
+    check_model_name,
+    create_model,
+    use_grad_checkpointing,
+)
 from .training.optim import create_optimizer
+from .training.peers import is_lost_peer, watched_peers
 from .training.plan import arm_stage, backbone_stage
 from .training.randomness import seed_globals
 from .training.stage import run_stage
@@ -54,19 +66,69 @@ def run_trial(
             the others' waiting would time out.
         add_sections: what the recipe has to tell beyond the trial's own figures; the main process calls it.
     """
+    check_trial(options)
+    run = options.output or Path("runs") / name
+    accelerator = _accelerator(options, run)
+    with _told_what_is_kept(run, options), hold_run(run, accelerator), watched_peers():
+        _run_or_go_on(accelerator, options, run, load_data, main_first, add_sections)
+
+
+def check_trial(options: Options) -> None:
+    """Refuse what can be known to be wrong before any data are read; a data set may take hours to prepare."""
     check_model_name(options.model)
     check_arms(options)
     check_tracker(options.tracker)
-    run = options.output or Path("runs") / name
-    accelerator = _accelerator(options, run)
+    model = bare_model(options)
+    for arm in options.arms:
+        wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+    if options.recalibrate_bn and not has_batch_norm(model):
+        raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
+    if options.grad_checkpointing:
+        use_grad_checkpointing(model, options.model)
+    if options.pretrained and options.checkpoint:
+        check_checkpoint(options)
+
+
+@contextmanager
+def _told_what_is_kept(run: Path, options: Options) -> Iterator[None]:
+    """Say of a signal, of a dead worker and of a lost process what the run folder keeps, and how to go on."""
+    try:
+        yield
+    except (Stopped, RuntimeError) as error:
+        again = "give the same command again" + ("" if options.resume else " with --resume")
+        kept = f"{run} keeps all up to the last whole epoch: {again}"
+        if not (run / CONFIG).exists():
+            kept = "nothing was begun: give the same command again"
+        if isinstance(error, Stopped):
+            error.kept = kept
+            raise
+        text = first_line(error)
+        if text.startswith("DataLoader worker"):
+            raise InputError(f"{text.strip('. ')}, as when memory runs out; choose fewer --workers; {kept}") from error
+        if is_lost_peer(error):
+            raise InputError(f"another process of the launch has ended ({text}); {kept}") from error
+        raise
+
+
+def _run_or_go_on(
+    accelerator: Accelerator,
+    options: Options,
+    run: Path,
+    load_data: Callable[[], ImageData],
+    main_first: bool,
+    add_sections: AddSections | None,
+) -> None:
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
-    check_run_folder(run, options, launch)
-    if not (run / SUMMARY).exists():
+    with damage_told(run):
+        check_run_folder(run, options, launch)
+        judged_before = _is_judged(run, options)
+    if not judged_before:
         with accelerator.main_process_first() if main_first else nullcontext():
-            data = _limit_train(options, load_data())
+            data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
-        check_same_data(run, data)
+        with damage_told(run):
+            check_same_data(run, data)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_settings(run, options, launch, data)
@@ -76,17 +138,28 @@ def run_trial(
             for arm in options.arms:
                 run_stage(accelerator, options, data, arm_stage(options, run, seed, arm))
         if accelerator.is_main_process:
+            record_look(run, options.seeds, options.arms, package_versions())
             finished = FinishedRun(run)
             if add_sections:
                 write_sections(run, add_sections(finished, options, data))
+            (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
             write_summary(run, finished.summary)
             write_report(finished)
     if accelerator.is_main_process:
-        if not (run / REPORT).exists():  # it was killed right after the summary
-            write_report(FinishedRun(run))
-        print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
+        with damage_told(run) if judged_before else nullcontext():
+            if not (run / REPORT).exists():  # it was killed right after the summary
+                write_report(FinishedRun(run))
+            print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _is_judged(run: Path, options: Options) -> bool:
+    """Whether the run has a summary of all the seeds and arms that are asked for."""
+    summary = read_summary(run)
+    if summary is None:
+        return False
+    return set(summary["seeds"]) == set(options.seeds) and set(summary["arms"]) == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:
@@ -131,6 +204,13 @@ def _images_per_pass(options: Options, processes: int) -> int:
     return options.batch_size // parts
 
 
+def _settle_leaks(accelerator: Accelerator, options: Options, data: ImageData) -> ImageData:
+    data, sentences = settle_leaks(data, options.drop_twins)
+    for sentence in sentences:
+        accelerator.print(f"{sentence}.")
+    return data
+
+
 def _limit_train(options: Options, data: ImageData) -> ImageData:
     if options.limit_train is None:
         return data
@@ -143,7 +223,7 @@ def _limit_train(options: Options, data: ImageData) -> ImageData:
 
 
 def _check_data(options: Options, data: ImageData, per_process: int) -> None:
-    """Try the model, the optimizer and every arm's wrapper on the data's shape."""
+    """Refuse options that don't go with the data, and try the model on the data's shape."""
     if options.in_chans < data.channels:
         raise InputError(f"--in-chans 1 needs grey images, and {data.name} has {data.channels} channels: leave it out")
     if options.batch_size > len(data.train):
@@ -156,10 +236,4 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     fresh = not options.resume
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
-    for arm in options.arms:
-        wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
-    if options.recalibrate_bn and not has_batch_norm(model):
-        raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
-    if options.grad_checkpointing:
-        use_grad_checkpointing(model, options.model)
     check_forward(model, options, data, per_process)

@@ -98,7 +98,8 @@ def test_bad_options(refusal: Callable[..., str], arguments: list[str], expected
 def test_output_folder_in_use(refusal: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")
-    assert "used is not empty: pass --resume" in refusal(*DIGITS, "--output", "used")
+    for resume in ([], ["--resume"]):
+        assert "used is not empty, and holds no run" in refusal(*DIGITS, "--output", "used", *resume)
     assert "is a file" in refusal(*DIGITS, "--output", "used/notes.txt")
 
 

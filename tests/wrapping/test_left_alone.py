@@ -123,6 +123,19 @@ def test_flattened_parameters_raise_with_what_to_do(flatten):
         optimizer.step()
 
 
+def test_a_parameter_that_was_flattened_and_is_the_same_object_raises_before_the_base_steps():
+    """FSDP1 with use_orig_params keeps the parameters, and gives them this rank's part of a flat one as data."""
+    model = network()
+    optimizer = wrapped(model)
+    model.deep.weight.data = model.deep.weight.detach().flatten()[:100].clone()
+    before = weights(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(RuntimeError, match=r"flattened or replaced.*use DDP or FSDP2"):
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in weights(model).items())
+
+
 def test_replaced_parameters_of_the_same_shapes_are_merged_in_their_place():
     """Sharding and device moves replace parameters: the optimizer's are what counts, not the module's old ones."""
     model = network()

@@ -6,12 +6,14 @@ from pathlib import Path
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
 DATA = "data.json"
+LOOKS = "looks.json"  # every time that the run was judged
 SECTIONS = "sections.json"
 SUMMARY = "summary.json"  # written last: where it stands, the run is finished
 SUMMARY_TABLE = "summary.csv"
 REPORT = "report.html"
 PLOTS = "plots"
 TENSORBOARD = "tensorboard"
+LOCK = "inmerge.lock"  # there while a launch works in the folder
 
 # Of a stage, in the folder that stage_folder names.
 BACKBONE = "backbone"

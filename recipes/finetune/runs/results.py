@@ -1,7 +1,6 @@
 """What a stage leaves in its folder: curves, predictions, weights and its result."""
 
 import csv
-import json
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.images import Split
 from ..data.tasks import Predictions, Task
-from ..errors import CheckpointWarning
-from ..files import sha256_of, write_csv, write_json, write_weights
+from ..errors import CheckpointWarning, InputError, damage_told
+from ..files import is_whole, read_json, sealed, sha256_of, write_csv, write_json, write_weights
 from ..judging.metrics import METRICS
 from .layout import CURVES, MERGES, RESULT, TIMING, WEIGHTS, predictions_file
 
@@ -46,7 +45,6 @@ def write_curves(folder: Path, progress: Progress) -> None:
 
     Where an arm merges, all have merges.csv: the baseline draws and merges nothing, and has ranks to compare with.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     header = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in METRICS))
     write_csv(folder / CURVES, header, progress.metrics)
     if progress.merges:
@@ -91,25 +89,32 @@ def write_result(folder: Path, weights: dict[str, torch.Tensor], result: dict[st
     """The weights, and last of all the result with a checksum per file: where it stands, the stage is finished."""
     write_weights(folder / WEIGHTS, weights)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".safetensors"))
-    write_json(folder / RESULT, {**result, "files": {path.name: sha256_of(path) for path in files}})
+    write_json(folder / RESULT, sealed({**result, "files": {path.name: sha256_of(path) for path in files}}))
 
 
 def read_result(accelerator: Accelerator, folder: Path) -> dict[str, Any] | None:
     """The result of a finished stage, or None; a stage whose files are damaged is to be run again."""
-    found = [_whole_result(folder)] if accelerator.is_main_process else [None]
+    found = [_result_to_go_on_with(folder)] if accelerator.is_main_process else [None]
     return broadcast_object_list(found)[0]
 
 
-def _whole_result(folder: Path) -> dict[str, Any] | None:
-    path = folder / RESULT
-    if not path.exists():
+def read_whole_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished stage; an InputError where it or a file that it vouches for is not as it was written."""
+    result = read_json(folder / RESULT)
+    if not is_whole(result):
+        raise InputError(f"{folder} is damaged ({RESULT} has another checksum)")
+    with damage_told(folder):
+        for name, checksum in result["files"].items():
+            if name != Path(name).name or sha256_of(folder / name) != checksum:
+                raise InputError(f"{folder} is damaged ({name} has another checksum)")
+    return result
+
+
+def _result_to_go_on_with(folder: Path) -> dict[str, Any] | None:
+    if not (folder / RESULT).exists():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        damaged = [name for name, checksum in result["files"].items() if sha256_of(folder / name) != checksum]
-    except (OSError, ValueError, KeyError) as error:
-        damaged = [f"{RESULT}: {error}"]
-    if damaged:
-        warnings.warn(f"{folder} is damaged ({damaged[0]}): running this stage again", CheckpointWarning, stacklevel=2)
+        return read_whole_result(folder)
+    except InputError as error:
+        warnings.warn(f"{error}: running this stage again", CheckpointWarning, stacklevel=2)
         return None
-    return result

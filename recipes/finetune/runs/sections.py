@@ -1,11 +1,12 @@
 """Sections of a report beyond the trial's own figures, which a recipe may add; they are kept in the run folder."""
 
-import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..files import write_json
+from ..errors import InputError
+from ..files import read_json, regular_file, write_json
 from .layout import SECTIONS
 
 
@@ -33,5 +34,10 @@ def write_sections(run: Path, sections: Sequence[Section]) -> None:
 
 def read_sections(run: Path) -> list[Section]:
     """The sections that a recipe added, none of them where it added none."""
-    path = run / SECTIONS
-    return [Section(**content) for content in json.loads(path.read_text(encoding="utf-8"))] if path.exists() else []
+    if not (run / SECTIONS).exists():
+        return []
+    sections = [Section(**content) for content in read_json(run / SECTIONS, list)]
+    for path, _ in (figure for section in sections for figure in section.figures):
+        if not Path(os.path.realpath(run / path)).is_relative_to(run.resolve()) or not regular_file(run / path):
+            raise InputError(f"{run / SECTIONS} names the picture {path}, which is not in the run folder")
+    return sections

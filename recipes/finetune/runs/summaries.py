@@ -1,10 +1,10 @@
 """summary.json and summary.csv."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from ..files import write_csv, write_json
+from ..errors import InputError
+from ..files import read_json, write_csv, write_json
 from ..options import BASELINE
 from .layout import SUMMARY, SUMMARY_TABLE
 
@@ -24,4 +24,7 @@ def write_summary(run: Path, summary: dict[str, Any]) -> None:
 def read_summary(run: Path) -> dict[str, Any] | None:
     """The summary of a finished run, or None."""
     path = run / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    try:
+        return read_json(path) if path.exists() else None
+    except InputError as error:
+        raise InputError(f"{error}: delete it, and --resume makes it anew") from error

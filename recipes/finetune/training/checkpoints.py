@@ -5,7 +5,6 @@ a manifest with the checksum of each file. It is written under another name and 
 two are kept, so that a newest one that the disk spoiled can be told and passed over.
 """
 
-import json
 import os
 import shutil
 import warnings
@@ -16,8 +15,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..errors import CheckpointWarning
-from ..files import PARTIAL, flush, sha256_of, storage_errors, write_json, write_weights
+from ..errors import CheckpointWarning, InputError, first_line
+from ..files import PARTIAL, flush, read_json, sha256_of, storage_errors, write_json, write_weights
 from ..runs.results import Progress
 
 KEPT = 2
@@ -76,8 +75,13 @@ def load_checkpoint(accelerator: Accelerator, state: Path) -> Progress | None:
     folder = broadcast_object_list(found)[0]
     if not folder:
         return None
-    accelerator.load_state(folder)
-    return Progress(**json.loads((Path(folder) / _PROGRESS).read_text()))
+    try:
+        accelerator.load_state(folder)
+        return Progress(**read_json(Path(folder) / _PROGRESS))
+    except Exception as error:  # whatever torch and accelerate raise on files that others have written
+        raise InputError(
+            f"checkpoint {folder} can't be loaded ({first_line(error)}): delete it to go on from the one before"
+        ) from error
 
 
 def _newest_whole(state: Path) -> Path | None:
@@ -98,10 +102,10 @@ def _newest_first(state: Path) -> list[Path]:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text())
+        manifest = read_json(folder / _MANIFEST)
         for name, checksum in manifest.items():
             if sha256_of(folder / name) != checksum:
                 return f"{name} has another checksum"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except (OSError, InputError) as error:
+        return str(error)
     return None

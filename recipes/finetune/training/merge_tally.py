@@ -18,12 +18,12 @@ class MergeTally:
     """Counts the pairs of a stage from when it was made.
 
     Args:
+        model: whose kernels have ranks; before accelerate prepares it.
         optimizer: before accelerate prepares it; one that merges nothing draws and merges no pairs.
-        model: whose kernels are watched.
         watched: the layers that have a row per epoch.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module, watched: list[KernelLayer]) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, watched: list[KernelLayer]) -> None:
         self._merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
         self._model, self._watched = model, watched
         self._before = self._totals()

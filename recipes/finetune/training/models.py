@@ -11,7 +11,7 @@ from torch import nn
 from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
 
 from ..data.images import ImageData
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..options import Options
 
 
@@ -21,6 +21,14 @@ def check_model_name(name: str) -> None:
         check_name(name)
     except ModelError as error:
         raise InputError(f"--model {error}") from error
+
+
+def bare_model(options: Options) -> nn.Module:
+    """The model with random weights and timm's own classifier: for what can be checked before there are data."""
+    try:
+        return create_timm_model(options.model, in_chans=options.in_chans)
+    except ModelError as error:
+        raise InputError(f"--model {error}: choose another one") from error
 
 
 def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Module:
@@ -80,7 +88,7 @@ def check_forward(model: nn.Module, options: Options, data: ImageData, per_proce
                 "with one image per process and pass: choose a larger --batch-size or --image-size"
             ) from error
         raise InputError(
-            f"--image-size {size} does not fit {options.model} ({_first_line(error)}): choose a larger --image-size, "
+            f"--image-size {size} does not fit {options.model} ({first_line(error)}): choose a larger --image-size, "
             "or the model's own"
         ) from error
     expected = (count, len(data.task.classes))
@@ -89,7 +97,3 @@ def check_forward(model: nn.Module, options: Options, data: ImageData, per_proce
             f"{options.model} gives an output of shape {tuple(output.shape)} for {size} x {size} images, not finite "
             f"{expected}: choose another --model or a larger --image-size"
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

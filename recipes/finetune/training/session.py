@@ -86,6 +86,7 @@ def prepare_session(accelerator: Accelerator, options: Options, data: ImageData,
     average = create_average(stage.arm.average, model) if stage.arm.average else None
     if options.compile:
         model.compile()  # in place, so that the names of its weights stay
+    tally = MergeTally(model, wrapped, watched)
     loaders = _loaders(accelerator, options, data, stage)
     model, optimizer, *prepared = accelerator.prepare(model, wrapped, *loaders.values())
     if average is not None:
@@ -102,7 +103,7 @@ def prepare_session(accelerator: Accelerator, options: Options, data: ImageData,
         wrapped,
         schedule,
         dict(zip(loaders, prepared, strict=True)),
-        MergeTally(wrapped, model, watched),
+        tally,
         average,
         as_input=partial(_as_input, mean=mean, std=std, size=data.size, memory_format=memory_format),
         loss=partial(tasks.loss, data.task, weights=weights, smoothing=options.smoothing),

@@ -11,9 +11,10 @@ import pandas
 import pytest
 from finetune.data.images import ImageData
 from finetune.errors import InputError
+from finetune.sources.ages import age_band
 from finetune.sources.chestxray14 import ChestXrayOptions, load_chestxray14
 from finetune.sources.nih_labels import LABELS
-from finetune.sources.nih_tree import age_band, read_boxes, read_nih_tree
+from finetune.sources.nih_tree import read_boxes, read_nih_tree
 from small_trees import HEADER, case_names, image_path, make_tree, write_boxes, write_labels, write_lists
 
 
@@ -204,7 +205,10 @@ def test_missing_and_unreadable_images_are_named_or_left_out(tree: Path, tmp_pat
     for case in bad:
         image_path(tree, case).write_bytes(image_path(tree, case).read_bytes()[:60])
     part = load(tree, tmp_path, allow_missing=True)
-    assert part.description["left_out"] == [*gone, *bad]
+    left_out = part.description["left_out"]
+    assert list(left_out) == [*gone, *bad]
+    assert {left_out[case] for case in gone} == {"is not there"}
+    assert all(left_out[case].startswith("is damaged: ") for case in bad)
     for name, split in part.splits.items():
         before = whole.splits[name]
         rows = [row for row, case in enumerate(before.cases) if case not in {*gone, *bad}]
@@ -214,7 +218,8 @@ def test_missing_and_unreadable_images_are_named_or_left_out(tree: Path, tmp_pat
     assert part.files != whole.files
     whole_lists = [case for case in case_names(30) if case not in gone]
     write_lists(tree, whole_lists[:-8], whole_lists[-8:])
-    with pytest.raises(InputError, match=r"^2 of 53 images can't be read .*\(00000009_001.png, 00000027_000.png\)"):
+    refused = r"^2 of 53 images can't be used \(00000009_001.png is damaged: .*, 00000027_000"
+    with pytest.raises(InputError, match=refused):
         load(tree, tmp_path)
 
 
@@ -259,9 +264,9 @@ def lists(train_val: slice, test: slice) -> Callable[[Path], None]:
     ("spoil", "expected"),
     [
         (remove_everything, "holds no label file: expected Data_Entry_2017_v2020.csv or Data_Entry_2017.csv"),
-        (remove_images, "^60 of 60 images are neither in"),
+        (remove_images, "^60 of 60 images are neither files in"),
         (lambda tree: (tree / "Data_Entry_2017.csv").unlink(), "holds no label file"),
-        (lambda tree: (tree / "test_list.txt").unlink(), r"test_list.txt can't be read .*expected NIH's official list"),
+        (lambda tree: (tree / "test_list.txt").unlink(), r"test_list.txt is no file: expected NIH's official list"),
         (break_header, "has no column 'Finding Labels'"),
         (break_label, "line 4, 00000002_000.png has the label 'Hernai': expected 'No Finding' or any of Atelectasis"),
         (cut_line, "line 2, 00000001_000.png: expected an image, its labels and its patient"),

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from finetune.data.catalogue import Catalogue, ImageFiles, check_patients, hold_out
+from finetune.data.catalogue import Catalogue, ImageFiles
+from finetune.data.splits import check_patients, hold_out
 from finetune.data.tasks import Task
 from finetune.errors import InputError
 

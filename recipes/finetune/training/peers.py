@@ -1,0 +1,76 @@
+"""The other processes of a launch: when one is stopped or out of reach, all end soon, and don't wait for hours.
+
+Launchers see when a process dies. One that is stopped, or whose machine can't be reached, is waited for by the others
+in the next exchange of gradients. So each process counts up a number of its own in the launch's store, and looks
+whether those of the others grow.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+BEAT = 2.0  # seconds between two looks
+SILENCE = 20.0  # a process whose number has not grown for so long is taken for stopped
+
+
+@contextmanager
+def watched_peers() -> Iterator[None]:
+    """Watch the other processes, where there are any; end this one, with a sentence, when one of them is stopped."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1 or "MASTER_ADDR" not in os.environ:
+        yield
+        return
+    # A connection of its own: the process group's waits for the others with its lock held.
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=SILENCE),
+    )
+    ended = threading.Event()
+    arguments = (store, int(os.environ["RANK"]), processes, ended)
+    thread = threading.Thread(target=_watch, args=arguments, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _watch(store: dist.TCPStore, rank: int, processes: int, ended: threading.Event) -> None:
+    counts = [0] * processes
+    now = time.monotonic()
+    seen = [now] * processes
+    while not ended.wait(BEAT):
+        before, now = now, time.monotonic()
+        if now - before > SILENCE / 2:  # it was this process that was stopped, or its machine asleep
+            seen = [now] * processes
+        with suppress(RuntimeError):  # the store ends with the process that holds it
+            for other in range(processes):
+                count = store.add(f"inmerge_optim/alive/{other}", int(other == rank))
+                if count != counts[other]:
+                    counts[other], seen[other] = count, now
+        silent = [other for other in range(processes) if now - seen[other] > SILENCE]
+        if silent and not ended.is_set():
+            if rank == min(set(range(processes)) - set(silent), default=rank):
+                names = " and ".join(map(str, silent))
+                print(
+                    f"error: process {names} of {processes} gave no sign of life for {SILENCE:.0f} s, as one that is "
+                    "stopped or out of reach; all processes end, and the run folder keeps all up to the last whole "
+                    "epoch: give the same command again with --resume",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            os._exit(2)
+
+
+def is_lost_peer(error: RuntimeError) -> bool:
+    """Whether this is what the process group raises when another process has ended."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "Connection closed by peer" in str(error)

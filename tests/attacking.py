@@ -1,0 +1,51 @@
+"""What tests attack the recipes with: a limit of time, a look at all files around, and what an error must look like."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+LIMIT = 10  # seconds; what takes longer hangs
+
+
+@contextmanager
+def time_limit(seconds: int = LIMIT) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def snapshot(folder: Path) -> dict[str, object]:
+    """Every file, folder, link and special file, with its content where it has one."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
+            content: object = os.readlink(path)
+        elif stat.S_ISREG(mode):
+            content = path.read_bytes()
+        else:
+            content = stat.S_IFMT(mode)
+        found[str(path.relative_to(folder))] = content
+    return found
+
+
+def sentence(errors: str) -> str:
+    """The last line, an error in one sentence of printable characters; before it there is no traceback."""
+    *before, last = errors.splitlines()
+    assert last.startswith("error: "), errors
+    assert "Traceback" not in errors
+    assert last.isprintable(), repr(last)
+    assert not [line for line in before if line.startswith("error: ")]
+    return last

@@ -1,0 +1,224 @@
+"""Run folders that a disk has spoiled, or that come from a stranger: report.py, --resume and the zoo say so."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import report
+from attacking import sentence, snapshot, time_limit
+from finetune.errors import CheckpointWarning
+from finetune.files import sha256_of, write_json
+from finetune.runs.sections import Section, write_sections
+from small_runs import assert_same, run_recipe
+
+RUN = ["--dataset", "digits", "--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--hflip", "0.5"]
+RUN += ["--epochs", "2", "--inmerge-epochs", "2", "--similarity-threshold", "-0.5", "--output", "run", "--resume"]
+ARM = "seed_0/inmerge"
+
+
+@pytest.fixture
+def run(digits_run: Path, tmp_path: Path) -> Path:
+    """A finished run, of which attacks may damage this copy."""
+    return Path(shutil.copytree(digits_run, tmp_path / "run"))
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def nest(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def to_fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+DAMAGES = {
+    "cut": cut,
+    "binary": lambda path: path.write_bytes(b"\xff\xfe\x00\x89PNG"),
+    "null": lambda path: path.write_text("null"),
+    "object": lambda path: path.write_text("{}"),
+    "nested": nest,
+    "gone": Path.unlink,
+    "fifo": to_fifo,
+}
+FILES = ["config.yaml", "versions.json", "data.json", "summary.json", f"{ARM}/result.json", f"{ARM}/metrics.csv"]
+FILES += [f"{ARM}/merges.csv", f"{ARM}/predictions_test.csv", f"{ARM}/predictions_val.csv"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_report_of_a_damaged_run(
+    run: Path, file: str, damage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is made, or refused in one sentence, and then nothing outside the run folder has changed."""
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr(report, "write_report", lambda made: made.folder / "report.html")  # the pictures take seconds
+    DAMAGES[damage](run / file)
+    before = {name for name in snapshot(run.parent) if not name.startswith("run")}
+    with time_limit():
+        try:
+            report.main(["run"])
+        except SystemExit as exit_:
+            assert exit_.code == 2  # noqa: PT017
+            assert "run" in sentence(capsys.readouterr().err)
+        else:
+            assert file not in ("config.yaml", f"{ARM}/result.json", f"{ARM}/predictions_test.csv")
+    assert {name for name in snapshot(run.parent) if not name.startswith("run")} == before
+
+
+@pytest.mark.parametrize("damage", ["cut", "null", "nested", "gone", "fifo"])
+@pytest.mark.parametrize("file", ["config.yaml", "versions.json", "summary.json", f"{ARM}/result.json"])
+def test_resume_of_a_damaged_run(
+    run: Path, file: str, damage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finished run is told of, or refused in one sentence; no arm is trained anew from what is damaged."""
+    monkeypatch.chdir(run.parent)
+    monkeypatch.setattr("finetune.training.stage.train_epoch", None)
+    DAMAGES[damage](run / file)
+    if file == "summary.json" and damage == "gone":
+        pytest.skip("then it is made anew")
+    before = snapshot(run.parent)
+    with time_limit():
+        try:
+            run_recipe(*RUN)
+        except SystemExit as exit_:
+            assert exit_.code == 2  # noqa: PT017
+            sentence(capsys.readouterr().err)
+        else:
+            assert (file, damage == "fifo") == (f"{ARM}/result.json", False)
+    after = snapshot(run.parent)
+    assert {name for name in before if before[name] != after.get(name)} <= {"run/report.html"}
+
+
+def test_an_edited_figure_is_noticed(
+    run: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once an accuracy that somebody wrote into result.json stood in the summary."""
+    monkeypatch.chdir(run.parent)
+    edit(run / ARM / "result.json", lambda result: result["last"]["test"].update(accuracy=1.0))
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["run"])
+    assert "run/seed_0/inmerge is damaged (result.json has another checksum)" in capsys.readouterr().err
+    (run / "summary.json").unlink()
+    with pytest.warns(CheckpointWarning, match=r"result.json has another checksum\): running this stage again"):
+        run_recipe(*RUN)
+    assert_same(run, digits_run)
+
+
+def test_result_vouches_for_its_own_folder_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def point_elsewhere(result: dict) -> None:
+        result["files"]["../../config.yaml"] = sha256_of(run / "config.yaml")
+        del result["checksum"]
+
+    edit(run / ARM / "result.json", point_elsewhere)
+    with pytest.raises(SystemExit, match="2"):
+        report.main([str(run)])
+    assert "(../../config.yaml has another checksum)" in capsys.readouterr().err
+
+
+# Links out of the folder, pictures from elsewhere, and names that are more than names.
+
+
+def link_plots(run: Path, outside: Path) -> None:
+    shutil.rmtree(run / "plots", ignore_errors=True)
+    (run / "plots").symlink_to(outside)
+
+
+def link_picture(run: Path, outside: Path) -> None:
+    (run / "plots").mkdir(exist_ok=True)
+    (run / "plots" / "stolen.png").symlink_to(outside / "secret")
+
+
+def link_to_itself(run: Path, _: Path) -> None:
+    (run / "loop").symlink_to("loop")
+
+
+def link_arm(run: Path, outside: Path) -> None:
+    shutil.move(run / ARM, outside / "arm")
+    (run / ARM).symlink_to(outside / "arm")
+
+
+@pytest.mark.parametrize("put", [link_plots, link_picture, link_to_itself, link_arm])
+def test_links_out_of_a_run_folder(
+    attack: Callable[..., str], run: Path, tmp_path: Path, put: Callable[[Path, Path], None]
+) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_text("mine")
+    put(run, tmp_path / "outside")
+    assert re.search("is a link out of run: put there|is neither a file nor", attack("run", recipe=report.main))
+    assert re.search("is a link out of run: put there|is neither a file nor", attack(*RUN))
+
+
+@pytest.mark.parametrize("picture", ["../secret", "/etc/hostname", "plots/absent.png", "seed_0"])
+def test_pictures_of_a_stranger(attack: Callable[..., str], run: Path, tmp_path: Path, picture: str) -> None:
+    """Once any file on the disk could be embedded in report.html, to be sent on by whoever made it."""
+    (tmp_path / "secret").write_text("mine")
+    write_sections(run, [Section("Here", figures=[(picture, "a picture")])])
+    assert f"names the picture {picture}, which is not in the run folder" in attack(
+        "run", recipe=report.main, may_change="run"
+    )
+
+
+def test_partial_files_are_no_way_out(tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / "x.json.partial").symlink_to(tmp_path / "other")
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert (tmp_path / "other").read_text() == "mine"
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+
+
+def test_names_are_shown_as_they_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """HTML, formulas of TeX, pictures from elsewhere and Python are all text."""
+    name = '$\\frac{$ <script>alert(1)</script> ![](http://x/y) "); raise SystemExit(3) #'
+    edit(run / "data.json", lambda data: data.update(name=name, classes=[name + str(k) for k in range(10)]))
+    report.main([str(run)])
+    page, text = (run / "report.html").read_text(), (run / "report.md").read_text()
+    card = (run / ARM / "README.md").read_text()
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+    for markdown in (text, card):
+        assert re.search(r"(?<!\\)<script", markdown.replace("<!-- by", "")) is None
+        assert "![](" not in markdown
+    code = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)[0]
+    compile(code, "card", "exec")
+
+
+def test_a_models_name_in_a_card_is_a_text(run: Path) -> None:
+    config = (run / "config.yaml").read_text()
+    name = 'x"); raise SystemExit(3); ("'
+    (run / "config.yaml").write_text(config.replace("model: test_resnet", f"model: {json.dumps(name)}"))
+    report.main([str(run)])
+    (code,) = re.findall(r"```python\n(.*?)```", (run / ARM / "README.md").read_text(), flags=re.DOTALL)
+    assert name in [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+
+
+# What stands where files are to be written.
+
+
+def test_side_by_side_is_not_written_over_others(attack: Callable[..., str], run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    (tmp_path / "README.md").write_text("# Mine\n")
+    message = attack("run", "run", "--output", "README.html", recipe=report.main, may_change="run")
+    assert "README.md is there, and not by inmerge_optim: move it away, or choose another --output" in message
+    (tmp_path / "both.md").symlink_to("README.md")
+    message = attack("run", "run", "--output", "both.html", recipe=report.main, may_change="run")
+    assert "both.md is there, and not by inmerge_optim" in message
+    for _ in range(2):  # over its own
+        report.main([str(run), str(run), "--output", str(tmp_path / "side.html")])
+    assert (tmp_path / "side.md").read_text().startswith("<!-- by inmerge_optim -->")
