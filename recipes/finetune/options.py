@@ -143,6 +143,8 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
         return []
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold `option: value` lines, not a {type(values).__name__}")
+    if values.pop(MARGIN_CHOSEN, None) is False:  # in the config.yaml of a run whose margin is the default
+        del values["margin"]
     known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     words: list[str] = []
     for key, value in values.items():

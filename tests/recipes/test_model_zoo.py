@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from finetune.judging.pooling import holm, pool
 from finetune.zoo import write_zoo
 from small_runs import content_of, run_digits, run_recipe
 
+RECIPES = Path(model_zoo.__file__).parent
 KILLED = Path(__file__).parent / "finetune" / "training" / "killed_recipe.py"
 SETTINGS = ["--no-pretrained", "--image-size", "16", "--epochs", "1", "--inmerge-epochs", "1", "--seeds", "0", "1"]
 SETTINGS += ["--limit-train", "400", "--batch-size", "100", "--similarity-threshold", "q0.8"]
@@ -38,7 +40,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = [sys.executable, KILLED, "model_zoo", "training.stage", "train_epoch", 3, 0.05, *GRID, *SETTINGS]
     killed = subprocess.run(
         [*map(str, command), "--output", str(folder), "--shard", "1/2"],
-        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(model_zoo.__file__).parent)},
+        env={"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{RECIPES}{os.pathsep}{RECIPES.parent}"},
         capture_output=True,
         text=True,
         timeout=300,

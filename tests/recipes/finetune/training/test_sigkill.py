@@ -30,7 +30,7 @@ def launch(processes: int, script: Path, *arguments: object) -> subprocess.Compl
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(RECIPES)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{RECIPES}{os.pathsep}{RECIPES.parent}"}
     return subprocess.run(
         [*command, str(script), *map(str, arguments)], env=environment, timeout=600, capture_output=True, text=True
     )
