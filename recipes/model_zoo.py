@@ -11,14 +11,14 @@ from pathlib import Path
 
 from finetune.errors import InputError, exit_on_input_error, is_main_process
 from finetune.files import write_json
-from finetune.options import parse_options
+from finetune.options import BASELINE, parse_options
 from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.source import DatasetOptions
 from finetune.training.arms import check_arms
 from finetune.training.models import check_model_name
 from finetune.trial import run_trial
-from finetune.zoo import count_expected_merges, error_file, errors_of, write_zoo
+from finetune.zoo import count_expected_merges, declare_family, error_file, errors_of, member, write_zoo
 from tyro.conf import Suppress
 
 # What the paper gives as L_s.
@@ -41,7 +41,7 @@ class ZooOptions(DatasetOptions):
     """Shallow convolutions that are never merged. None: the paper's number for vgg16, vgg19 (10) and resnet34 (30), a
     fraction of 0.6 for the others."""
     output: Path = Path("runs/zoo")
-    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md and zoo.png."""
+    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md, zoo.png and pooled.json."""
     model: Suppress[str] = ""
     dataset: Suppress[str] = ""
     resume: Suppress[bool] = True
@@ -63,6 +63,8 @@ def _run(argv: list[str] | None) -> list[str]:
         check_run_folder(cell.output, cell, launch={})
     mine = _shard(options.shard, cells)
     options.output.mkdir(parents=True, exist_ok=True)
+    arms = [arm for arm in options.arms if arm != BASELINE]
+    declare_family(options.output, [member(cell.dataset, cell.model, arm) for cell in cells for arm in arms])
     for place, cell in enumerate(mine, 1):
         print(f"\n{cell.output.name}, {place} of {len(mine)}", flush=True)
         _run_cell(cell)

@@ -14,6 +14,8 @@ import yaml
 from .errors import InputError, is_main_process, near_names
 
 BASELINE = "baseline"  # the arm that the others are compared with
+MARGIN = 0.005
+MARGIN_CHOSEN = "margin_chosen"  # what config.yaml says beside the options
 
 
 @dataclass(kw_only=True)
@@ -42,6 +44,12 @@ class Options:
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
     arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
+    primary_metric: Literal["auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "brier"] = "auroc"
+    """The metric that the verdict is about; of log_loss and brier lower is better."""
+    margin: float | None = None
+    """The smallest difference in it that matters. None: 0.005, and the report says that it was not chosen."""
+    planned_seeds: int | None = None
+    """How many seeds there will be in the end, where they are run a few at a time: verdicts before that are interim."""
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulation steps."""
     opt: str = "sgd"
@@ -137,6 +145,8 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
         return []
     if not isinstance(values, dict):
         raise InputError(f"--config {path} must hold `option: value` lines, not a {type(values).__name__}")
+    if values.pop(MARGIN_CHOSEN, None) is False:  # in the config.yaml of a run whose margin is the default
+        del values["margin"]
     known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     words: list[str] = []
     for key, value in values.items():
@@ -163,7 +173,7 @@ def check_options(options: Options) -> None:
     for name, lowest in at_least.items():
         if not getattr(options, name) >= lowest:
             raise InputError(f"--{_flag(name)} must be at least {lowest}, not {getattr(options, name)}")
-    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train"):
+    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
@@ -171,7 +181,7 @@ def check_options(options: Options) -> None:
         raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
     if not 0 <= options.smoothing < 1:
         raise InputError(f"--smoothing must be at least 0 and below 1, not {options.smoothing}")
-    _check_seeds(options.seeds)
+    _check_seeds(options)
     if options.checkpoint and not options.pretrained:
         raise InputError(
             "--checkpoint gives pretrained weights and --no-pretrained forbids them: leave out one of both"
@@ -189,13 +199,18 @@ def check_options(options: Options) -> None:
         raise InputError(f"--warmup-epochs {options.warmup_epochs} is longer than --epochs {options.epochs}")
 
 
-def _check_seeds(seeds: tuple[int, ...]) -> None:
+def _check_seeds(options: Options) -> None:
+    seeds, planned = options.seeds, options.planned_seeds
     if not seeds:
         raise InputError("--seeds needs at least one seed")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: a repeated run adds no evidence")
     if min(seeds) < 0:
         raise InputError(f"--seeds must not be negative, and {min(seeds)} is")
+    if planned is not None and planned < len(seeds):
+        raise InputError(
+            f"--planned-seeds {planned} is fewer than the {len(seeds)} of --seeds: a plan holds for all that are run"
+        )
 
 
 def _flag(name: str) -> str:
@@ -203,10 +218,11 @@ def _flag(name: str) -> str:
 
 
 def as_plain(options: Options) -> dict[str, Any]:
-    """The options as YAML knows them: paths as text, tuples as lists."""
+    """The options as YAML knows them: paths as text, tuples as lists; and the margin that holds, chosen or not."""
     plain = {}
     for name, value in dataclasses.asdict(options).items():
         plain[name] = (
             os.fspath(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         )
-    return plain
+    chosen = options.margin is not None
+    return plain | {"margin": options.margin if chosen else MARGIN, MARGIN_CHOSEN: chosen}

@@ -18,11 +18,12 @@ from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
-from .runs.layout import REPORT, SUMMARY, TENSORBOARD
+from .runs.layout import REPORT, TENSORBOARD
 from .runs.lock import hold_run
+from .runs.looks import record_look
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
-from .runs.summaries import write_summary
+from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
+from .runs.summaries import read_summary, write_summary
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
 from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
@@ -76,7 +77,7 @@ def _run_or_go_on(
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     check_run_folder(run, options, launch)
-    if not (run / SUMMARY).exists():
+    if not _is_judged(run, options):
         with accelerator.main_process_first() if main_first else nullcontext():
             data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
@@ -90,9 +91,11 @@ def _run_or_go_on(
             for arm in options.arms:
                 run_stage(accelerator, options, data, arm_stage(options, run, seed, arm))
         if accelerator.is_main_process:
+            record_look(run, options.seeds, options.arms, package_versions())
             finished = FinishedRun(run)
             if add_sections:
                 write_sections(run, add_sections(finished, options, data))
+            (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
             write_summary(run, finished.summary)
             write_report(finished)
     if accelerator.is_main_process:
@@ -101,6 +104,14 @@ def _run_or_go_on(
         print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _is_judged(run: Path, options: Options) -> bool:
+    """Whether the run has a summary of all the seeds and arms that are asked for."""
+    summary = read_summary(run)
+    if summary is None:
+        return False
+    return set(summary["seeds"]) == set(options.seeds) and set(summary["arms"]) == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from ..data.images import ImageData
 from ..errors import InputError
 from ..files import PARTIAL, write_csv, write_json, write_new
-from ..options import Options, as_plain
+from ..options import MARGIN_CHOSEN, Options, as_plain
 from .layout import CONFIG, DATA, LOCK, VERSIONS
+from .looks import read_looks
 
 _PACKAGES = (
     "inmerge_optim",
@@ -23,13 +24,16 @@ _PACKAGES = (
     "accelerate",
     "numpy",
     "scikit-learn",
+    "scipy",
+    "statsmodels",
     "medmnist",
     "datasets",
     "pillow",
 )
 # The data are compared by their checksums, wherever they come from.
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
-_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", "csv", "split_file"}
+_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", "csv", "split_file", MARGIN_CHOSEN}
+_MAY_GROW = ("seeds", "arms")
 
 
 def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> None:
@@ -43,6 +47,8 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
         raise InputError(f"{run} has lost its {VERSIONS}: put it back, or choose another --output")
     begun, now = _read_yaml(run / CONFIG), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
+    differing -= {key for key in _MAY_GROW if set(begun.get(key, [])) <= set(now[key])}
+    _check_nothing_left_out(run, now)
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
     launched = _read_yaml(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
     settings += [
@@ -63,6 +69,22 @@ def _check_empty(run: Path) -> None:
         raise InputError(f"--output {run} is not empty, and holds no run, as it has no {CONFIG}: choose another folder")
 
 
+def _check_nothing_left_out(run: Path, now: dict[str, Any]) -> None:
+    """Refuse to judge a run anew on a part of what it was judged on."""
+    for look in read_looks(run)[-1:]:
+        for key in _MAY_GROW:
+            missing = [value for value in look[key] if value not in now[key]]
+            if missing:
+                raise InputError(
+                    f"--resume: the run in {run} has {key} {_words(look[key])}, and --{key} {_words(now[key])} leaves "
+                    f"out {_words(missing)}: name those that are there, and any further ones"
+                )
+
+
+def _words(values: list[Any]) -> str:
+    return " ".join(map(str, values))
+
+
 def check_same_data(run: Path, data: ImageData) -> None:
     """Refuse to go on with a run on other files than it was begun with."""
     path = run / VERSIONS
@@ -81,9 +103,13 @@ def write_settings(run: Path, options: Options, launch: dict[str, Any], data: Im
         write_csv(run / name, header, rows)
     if (run / VERSIONS).exists():
         return
-    packages = {name: found for name in _PACKAGES if (found := _version(name))}
-    versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": package_versions()}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
+
+
+def package_versions() -> dict[str, str]:
+    """Of what the numbers depend on, as far as it is installed."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def launch_of(accelerator: Accelerator) -> dict[str, Any]:
