@@ -47,7 +47,7 @@ def check_replicas(optimizer: Optimizer) -> list[str]:
         >>> from torch import nn
         >>> from inmerge_optim import InMergeOptimizer
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
-        >>> optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, skip_layers=1)
+        >>> optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, names=["2"])
         >>> check_replicas(optimizer)  # one process
         []
     """

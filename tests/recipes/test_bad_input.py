@@ -89,6 +89,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
+@pytest.mark.filterwarnings("ignore:only . of the .* counted layers:UserWarning")
 def test_bad_options(refusal: Callable[..., str], arguments: list[str], expected: str) -> None:
     if arguments == ["--mixed-precision", "fp16"] and torch.cuda.is_available():
         pytest.skip("fp16 is possible on a GPU")

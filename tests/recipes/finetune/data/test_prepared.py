@@ -61,6 +61,13 @@ def finish(process: ForkProcess, code: int = 0) -> None:
     assert process.exitcode == code
 
 
+def opened(path: Path) -> Image.Image:
+    """An image, read from its file, which is closed again."""
+    with Image.open(path) as image:
+        image.load()
+        return image
+
+
 def told(folder: Path) -> list[str]:
     return [path.read_text() for path in folder.parent.glob(f"{folder.name}.*.txt")]
 
@@ -74,7 +81,10 @@ def test_pixels_are_those_of_pil(shared_file, tmp_path: Path) -> None:
     """Grey and RGBA files alike give, to the bit, what PIL gives for them in RGB, which most scripts resize."""
     folder = shared_file("data/nih-mini")
     xrays = read_nih_tree(folder, allow_missing=False)
-    modes = [Image.open(path).mode for path in xrays.images.paths]
+    modes = []
+    for path in xrays.images.paths:
+        with Image.open(path) as image:
+            modes.append(image.mode)
     rows = [modes.index("L"), *(row for row, mode in enumerate(modes) if mode == "RGBA"), len(modes) - 1]
     assert len(rows) > 5
     images = prepare(_Some(xrays.images, rows), Form(96), tmp_path / "prepared", workers=0)
@@ -116,7 +126,7 @@ def test_rows_are_read_in_any_order(tree: Path, tmp_path: Path, small_files: Non
     source = read_nih_tree(tree, allow_missing=False).images
     images = prepare(source, Form(24), tmp_path / "prepared", workers=0)
     assert images.shape == (60, 1, 24, 24)
-    everything = np.stack([np.asarray(Image.open(path))[None] for path in source.paths])
+    everything = np.stack([np.asarray(opened(path))[None] for path in source.paths])
     rows = np.random.default_rng(1).permutation(60)
     np.testing.assert_array_equal(images[rows.tolist()], everything[rows])
     part = images.select(rows[:20])

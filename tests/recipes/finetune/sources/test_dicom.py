@@ -31,7 +31,10 @@ def png(request: pytest.FixtureRequest) -> np.ndarray:
     """The pixels of a chest X-ray of nih-mini, or of noise where that is not there."""
     folder = Path(__file__).parents[5] / "shared/data/nih-mini"
     path = next(iter(sorted(folder.glob("images_*/images/*.png"))), None)
-    return GREY if path is None else np.asarray(Image.open(path).convert("L"))
+    if path is None:
+        return GREY
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L"))
 
 
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.ImplicitVRLittleEndian, *COMPRESSED])
