@@ -7,7 +7,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from inmerge_optim.merging import check_kernels
 from inmerge_optim.selection import KernelLayers, layer_modules, obstacle, unwrap
 
 _Groups = list[dict[str, Any]]
+_Referent = TypeVar("_Referent")
 
 
 class Place(NamedTuple):
@@ -82,8 +83,7 @@ class Binding:
 
     def obstacle(self, index: int) -> str:
         """Return why a layer can't be merged as its module stands now, or an empty string: one may be parametrized."""
-        reference = self._modules.get(index)
-        module = None if reference is None else reference()
+        module = _alive(self._modules.get(index))
         return "" if module is None else obstacle(module)
 
     def warn_of_absent_layers(self) -> None:
@@ -101,13 +101,13 @@ class Binding:
 
     def _find(self, index: int, groups: _Groups) -> Tensor | None:
         """Return the weight of a layer and remember its place, or None if it is in no group."""
-        reference, place = self._parameters.get(index), self.places.get(index)
-        weight = None if reference is None else reference()
+        weight, place = _alive(self._parameters.get(index)), self.places.get(index)
         standing = _at(groups, place)
-        if weight is not None and weight is standing:  # as at the last step
+        if weight is not None and place is not None and weight is standing:  # as at the last step
+            if weight.shape != place.shape:  # by FSDP1, which keeps the parameter and flattens what it holds
+                raise self._flattened(index, place, weight)
             return weight
-        reference_to_module = self._modules.get(index)
-        module = None if reference_to_module is None else reference_to_module()
+        module = _alive(self._modules.get(index))
         for candidate in (weight, None if module is None else module._parameters.get("weight")):
             if candidate is not None and (position := _position(groups, candidate)) is not None:
                 return self._bind(index, candidate, *position)
@@ -138,12 +138,14 @@ class Binding:
             return
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if flat.numel() * (torch.distributed.get_world_size() if distributed else 1) >= place.shape.numel():
-            raise RuntimeError(
-                f"the weight of {self.listed[index].name} had shape {tuple(place.shape)} when the optimizer was "
-                f"wrapped, but its place among the parameters now holds one of shape {tuple(flat.shape)}: the "
-                "parameters were flattened or replaced (DeepSpeed ZeRO, FSDP1), and kernels no longer exist as such; "
-                "use DDP or FSDP2"
-            )
+            raise self._flattened(index, place, flat)
+
+    def _flattened(self, index: int, place: Place, found: Tensor) -> RuntimeError:
+        return RuntimeError(
+            f"the weight of {self.listed[index].name} had shape {tuple(place.shape)} when the optimizer was wrapped, "
+            f"but its place among the parameters now holds one of shape {tuple(found.shape)}: the parameters were "
+            "flattened or replaced (DeepSpeed ZeRO, FSDP1), and kernels no longer exist as such; use DDP or FSDP2"
+        )
 
 
 class _Identities:
@@ -164,6 +166,10 @@ def user_stacklevel() -> int:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def _alive(reference: weakref.ref[_Referent] | None) -> _Referent | None:
+    return None if reference is None else reference()
 
 
 def _parameters(groups: _Groups) -> list[Tensor]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import tyro
 from finetune.errors import InputError, damage_told, exit_on_input_error
 from finetune.options import whole
-from finetune.reports.pages import write_report, write_side_by_side
+from finetune.reports.pages import check_side_by_side, write_report, write_side_by_side
 from finetune.reports.plan import plan_text
 from finetune.runs.finished import FinishedRun
 from finetune.runs.lock import hold_run
@@ -51,6 +51,8 @@ def _run(options: ReportOptions) -> None:
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output} must end in .html")
     output = whole("--output", options.output)
+    if len(options.runs) > 1:
+        check_side_by_side(output)
     runs = [_write(whole("a run folder", folder)) for folder in options.runs]
     if len(runs) > 1:
         write_side_by_side(runs, output)

@@ -39,8 +39,9 @@ _TEMPLATES = Path(__file__).with_name("templates")
 
 def write_report(run: FinishedRun) -> Path:
     """Write plots/, report.html, report.md and a model card per arm; the path of report.html."""
+    added = run.sections  # read first: a stranger's may name what it should not
     found = [section(run) for section in SECTIONS]
-    sections = [*(section for section in found if section), *run.sections, settings_section(run)]
+    sections = [*(section for section in found if section), *added, settings_section(run)]
     _write(run.folder / REPORT, f"{run.name}: does merging help here?", sections)
     for seed in run.seeds:
         for arm in run.arms:
@@ -49,11 +50,15 @@ def write_report(run: FinishedRun) -> Path:
     return run.folder / REPORT
 
 
+def check_side_by_side(path: Path) -> None:
+    """Refuse a place where files of others are."""
+    for written in (path, path.with_suffix(".md"), path.parent / _picture(path)):
+        check_written_here(written)
+
+
 def write_side_by_side(runs: Sequence[FinishedRun], path: Path) -> None:
     """Write one HTML file, and the same as Markdown, that sets several finished runs side by side."""
-    picture = f"{PLOTS}/{path.stem}.png"
-    for written in (path, path.with_suffix(".md"), path.parent / picture):
-        check_written_here(written)
+    picture = _picture(path)
     figure = _differences_of_runs(runs)
     write_figure(path.parent / picture, figure)
     sections = [
@@ -68,6 +73,10 @@ def write_side_by_side(runs: Sequence[FinishedRun], path: Path) -> None:
         Section("Where the settings differ", "", ("setting", *_labels(runs)), _differing_settings(runs)),
     ]
     _write(path, "Runs side by side", sections)
+
+
+def _picture(path: Path) -> str:
+    return f"{PLOTS}/{path.stem}.png"
 
 
 def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The run folder: who may use it, and under which settings a run may go on."""
 
 import platform
+from dataclasses import Field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,9 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
     begun, now = read_yaml(run / CONFIG), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
     differing -= {key for key in _MAY_GROW if set(begun.get(key, [])) <= set(now[key])}
+    differing -= {
+        option.name for option in fields(options) if option.name not in begun and _is_default(options, option)
+    }
     _check_nothing_left_out(run, now)
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
     launched = read_json(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
@@ -60,6 +64,11 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
             f"--resume: the run in {run} was begun with {'; '.join(settings)}: give the same settings, or choose "
             "another --output"
         )
+
+
+def _is_default(options: Options, option: Field) -> bool:
+    """Whether an option that the run's version didn't have yet is as it was then."""
+    return getattr(options, option.name) == option.default
 
 
 def _check_nothing_left_out(run: Path, now: dict[str, Any]) -> None:

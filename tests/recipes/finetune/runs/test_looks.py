@@ -98,6 +98,19 @@ def test_the_margin_is_recorded_before_the_run_and_whether_it_was_chosen(
         assert f"was begun with --margin {margin}, not 0.01" in capsys.readouterr().err
 
 
+def test_a_run_from_before_the_margin_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its config.yaml knows nothing of newer options: they are as they were then, or refused."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    newer = ("margin", "margin_chosen", "primary_metric", "planned_seeds")
+    (run / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in config.items() if k not in newer}))
+    (run / "looks.json").unlink()
+    run_digits(run, *BEGUN, "--resume")
+    assert "not chosen for these data" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run_digits(run, *BEGUN, "--margin", "0.02", "--resume")
+    assert "was begun with --margin None, not 0.02" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("seeds", "planned", "looks", "words"),
     [
