@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench
+.PHONY: demo test portable lint bench
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -11,6 +11,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# What must hold whatever instructions of the processor torch uses.
+portable: .venv/installed
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m portable tests inmerge_optim --ignore tests/recipes
+	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m portable tests inmerge_optim --ignore tests/recipes
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 from finetune.data.images import Split
 from finetune.data.prepared import PreparedImages, prepare
+from finetune.data.squares import Form
 from finetune.sources.nih_tree import read_nih_tree
 from finetune.training.batches import ImageDataset, channel_statistics, crop, crop_corners, flip_mask, model_input
 
@@ -79,7 +80,7 @@ def main() -> None:
     if not paths:
         parser.error(f"{options.data_dir} holds no image of {SOURCE} x {SOURCE}")
     with tempfile.TemporaryDirectory() as folder:
-        images = prepare(source, PREPARED, Path(folder), workers=0)
+        images = prepare(source, Form(PREPARED), Path(folder), workers=0)
         images = images.select(np.setdiff1d(np.arange(len(source)), list(images.absent())))
         timed = turns(paths, images)
         times: dict[str, list[float]] = {name: [] for name in timed}

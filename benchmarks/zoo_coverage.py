@@ -55,7 +55,7 @@ def look_at(name: str) -> Outcome:
     except Exception as error:  # the point of the script: none may come
         return Outcome(name, family, f"{type(error).__name__}: {error}", "", 0, Counter())
     silent = [layer.name for layer in layers if not layer.selected and not layer.reason]
-    fallback = [str(warning.message) for warning in caught if "can't be run on the meta device" in str(warning.message)]
+    fallback = [str(warning.message) for warning in caught if "can't be traced" in str(warning.message)]
     return Outcome(
         model=name,
         family=family,

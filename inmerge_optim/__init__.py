@@ -36,26 +36,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inmerge_optim.layers import KernelLayer, kernel_layers
-    from inmerge_optim.merging import draw_pairs, merge_kernels_
+    from inmerge_optim.drawing import draw_pairs
+    from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.models import CheckpointError, read_checkpoint
     from inmerge_optim.optimizer import InMergeOptimizer, NoMergeWarning
     from inmerge_optim.ranks import effective_rank, kernel_ranks
     from inmerge_optim.replicas import check_replicas
+    from inmerge_optim.selection import KernelLayer, kernel_layers
     from inmerge_optim.similarity import LayerProfile, kernel_similarity, similarity_profile
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "CheckpointError": "models",
     "InMergeOptimizer": "optimizer",
-    "KernelLayer": "layers",
+    "KernelLayer": "selection",
     "LayerProfile": "similarity",
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
-    "draw_pairs": "merging",
+    "draw_pairs": "drawing",
     "effective_rank": "ranks",
-    "kernel_layers": "layers",
+    "kernel_layers": "selection",
     "kernel_ranks": "ranks",
     "kernel_similarity": "similarity",
     "merge_kernels_": "merging",

@@ -19,12 +19,12 @@ from inmerge_optim.inspection import (
     Inspection,
     is_standard_output,
     obstacle,
-    printable,
     to_csv,
     to_json,
     to_table,
     write,
 )
+from inmerge_optim.tables import printable
 
 # torch and timm are imported where they are needed, so that --help answers at once.
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         "cosines, q0.9 for the quantile of the drawn pairs' cosines (default: 0.3)",
     )
     settings.add_argument("--names", metavar="REGEX", help="select the layers whose names match, whatever their depth")
+    settings.add_argument("--exclude", metavar="REGEX", help="leave out the layers whose names match, also those named")
     settings.add_argument(
         "--layer-types",
         type=_layer_types,
@@ -304,18 +305,26 @@ def _build(options: argparse.Namespace) -> tuple[nn.Module, str]:
 def _profile(options: argparse.Namespace, model: nn.Module, title: str) -> Inspection:
     from torch import nn
 
-    from inmerge_optim.layers import CONVOLUTIONS, LayerTypes
+    from inmerge_optim.selection import CONVOLUTIONS, LayerTypes
     from inmerge_optim.similarity import similarity_profile, threshold_for_rate
 
     types: dict[str, LayerTypes] = {"conv": CONVOLUTIONS, "linear": (nn.Linear,)}
-    names = ("skip_layers", "merge_prob", "similarity_threshold", "names", "layer_types", "input_size")
-    settings = {name: getattr(options, name) for name in names}
-    classes = tuple(layer for name in options.layer_types for layer in types[name])
     try:
-        profiles = similarity_profile(model, **{**settings, "layer_types": classes})
+        profiles = similarity_profile(
+            model,
+            options.skip_layers,
+            merge_prob=options.merge_prob,
+            similarity_threshold=options.similarity_threshold,
+            names=options.names,
+            exclude=options.exclude,
+            layer_types=tuple(layer for name in options.layer_types for layer in types[name]),
+            example_inputs=options.input_size,
+        )
         threshold = None if options.rate is None else threshold_for_rate(profiles, options.rate)
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
+    names = ("skip_layers", "merge_prob", "similarity_threshold", "names", "exclude", "layer_types", "input_size")
+    settings = {name: getattr(options, name) for name in names}
     return Inspection(title, profiles, settings, options.rate, threshold)
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inmerge_optim.tables import printable, to_lines
+
 if TYPE_CHECKING:  # which imports torch, and the command line answers --help without it
     from inmerge_optim.similarity import LayerProfile
 
@@ -33,7 +35,6 @@ _COLUMNS = (
     "merges",
     "remark",
 )
-_LEFT_ALIGNED = ("layer", "remark")
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,7 @@ class Inspection:
 
 def to_table(found: Inspection) -> str:
     """Return a line per layer, with what the columns mean and the totals below."""
-    rows = [_COLUMNS, *(_row(profile) for profile in found.profiles)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in _LEFT_ALIGNED else cell.rjust(width)
-            for column, cell, width in zip(_COLUMNS, row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = to_lines(_COLUMNS, [_row(profile) for profile in found.profiles], left_aligned=("layer", "remark"))
     legend = (
         f"length: weights of a kernel; mean, 95 %, highest: of the cosines; above: share of pairs above "
         f"{found.settings['similarity_threshold']}; random: that share for random kernels; merges: expected per step."
@@ -109,14 +102,14 @@ def _row(profile: LayerProfile) -> tuple[str, ...]:
         cosines = [*(f"{round(value, 2) + 0:.2f}" for value in values), *(_percent(share, 1) for share in shares)]
     return (
         "-" if profile.depth is None else str(profile.depth),
-        printable(profile.name),
+        profile.name,
         str(profile.kernels),
         str(profile.row_length),
         str(profile.groups),
         *cosines,
         str(len(profile.dead_kernels) or "-"),
         f"{profile.expected_merges:.2f}" if profile.selected else "-",
-        printable(profile.reason),
+        profile.reason,
     )
 
 
@@ -187,16 +180,6 @@ def _scalars(profile: LayerProfile) -> dict[str, Any]:
 def _csv_text(text: str) -> str:
     """Return a text that stays one in a spreadsheet, which would compute what begins like a formula."""
     return f"'{printable(text)}" if text.startswith(_FORMULA) else printable(text)
-
-
-def printable(text: str) -> str:
-    r"""Return a text without characters that could steer a terminal, each as its escape sequence.
-
-    Example:
-        >>> print(printable("a\x1b[31mred\nline"))
-        a\x1b[31mred\nline
-    """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def is_standard_output(path: Path) -> bool:

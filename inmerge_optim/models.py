@@ -105,7 +105,7 @@ def call_factory(place: str) -> nn.Module:
     return model
 
 
-def read_checkpoint(path: Path, model: nn.Module, *, classifier: bool = True) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, model: nn.Module, *, classifier: bool = True) -> dict[str, Tensor]:
     """Read a file of weights without running any code in it, and compare it with the model that is to have them.
 
     timm alone loads another architecture's file without a word where ``strict`` is off, and before its release 1.0.26
@@ -124,7 +124,7 @@ def read_checkpoint(path: Path, model: nn.Module, *, classifier: bool = True) ->
         CheckpointError: the file holds no weights, more than weights, or those of another model; or some are complex,
             whole or not finite numbers, which would be cast or trained without a word.
     """
-    weights = _read(path)
+    weights = _read(Path(path))
     heads = () if classifier else _classifiers(model)
     expected = {key: value for key, value in model.state_dict().items() if not key.startswith(heads)}
     found = {key: value for key, value in weights.items() if not key.startswith(heads)}
@@ -179,7 +179,8 @@ def _classifiers(model: nn.Module) -> tuple[str, ...]:
 
 
 def _timm_config(model: nn.Module) -> Mapping[str, Any]:
-    return getattr(model, "pretrained_cfg", None) or {}
+    config = getattr(model, "pretrained_cfg", None)
+    return config if isinstance(config, Mapping) else {}
 
 
 def _differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
@@ -234,4 +235,6 @@ def _near(name: str, known: Sequence[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    """Return the first line of an error's text, and the second where that only announces it."""
+    first, second, *_ = [*str(error).strip().splitlines(), "", ""]
+    return (f"{first} {second.strip()}" if first.endswith(":") else first).rstrip(".") or type(error).__name__

@@ -6,70 +6,49 @@ Medical Imaging Classification Models".
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Generic, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
-from inmerge_optim.merging import (
-    COSINE_UNIT,
-    Criterion,
-    DrawnLayer,
-    Rule,
-    Setting,
-    check_criterion,
-    check_setting,
-    draw_pairs,
-    merge_layers_,
-    parse_threshold,
-)
+from inmerge_optim.binding import Binding, user_stacklevel
+from inmerge_optim.drawing import draw_layers
+from inmerge_optim.kernels import Tallies, merge_layers_
+from inmerge_optim.merging import COSINE_UNIT, DrawnLayer
+from inmerge_optim.selection import CONVOLUTIONS, KernelLayers, LayerTypes, kernel_layers
+from inmerge_optim.settings import SETTINGS, Criterion, Rule, check_count, check_setting, parse_threshold
 from inmerge_optim.sharding import is_sharded, merge_sharded_layers_
 
 _PAIRS_BEFORE_CHECK = 10_000
 _LEAST_MERGED = 1 / 1_000
-
-
-# What a pickled or copied wrapper takes along, beside its hooks.
-_CARRIED = frozenset(
-    ("base_optimizer", "criterion", "seed", "_settings", "_listed", "_addresses", "_drawn", "_tallies", "_rate_checked")
-)
+_STEP, _ROUNDS = "inmerge_step", "inmerge_rounds"  # keys of the param groups, so that checkpoints carry the counts
+_GROUP_SETTINGS = ("merge_prob", "merge_weight", "similarity_threshold")
+# torch's and timm's optimizer protocol beyond torch.optim.Optimizer: found on the wrapper where the base has it.
+_FORWARDED = ("is_second_order", "sync_lookahead", "first_step", "train", "eval")
+# What a pickled or copied wrapper takes along, beside its settings and hooks.
+_CARRIED = ("base_optimizer", "_binding", "_drawn", "_tallies", "_rate_checked")
 
 
 class NoMergeWarning(UserWarning):
     """The settings merge next to nothing in this model, so that the run is nearly a plain baseline."""
 
 
-class _Address(NamedTuple):
-    """Where a layer's weight is among the optimizer's parameters, and the shape that it must have there.
-
-    Parameters are looked up anew at every step, because FSDP2 and accelerate replace them.
-    """
+class _Bound(NamedTuple):
+    """A layer as it stands at one step: its index in the list, its weight, and the param group that holds it."""
 
     layer: int
-    group: int
-    position: int
-    shape: torch.Size
-
-
-class _Setting(Generic[Setting]):
-    """A setting that may be changed between steps, and is checked when it is."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    def __get__(self, instance: InMergeOptimizer, owner: type | None = None) -> Setting:
-        value: Setting = instance._settings[self.name]
-        return value
-
-    def __set__(self, instance: InMergeOptimizer, value: Setting) -> None:
-        instance._settings[self.name] = check_setting(self.name, value)
+    weight: Tensor
+    group: dict[str, Any]
+    had_grad: bool
 
 
 class InMergeOptimizer(Optimizer):
@@ -84,27 +63,37 @@ class InMergeOptimizer(Optimizer):
     Hand the wrapper, not the base, to schedulers, gradient scalers and ``accelerator.prepare``.
 
     Args:
-        base_optimizer: any torch optimizer, built on the model's parameters, not yet prepared by accelerate.
+        base_optimizer: any torch optimizer, built on the model's parameters, not yet prepared by accelerate. A param
+            group may hold ``merge_prob``, ``merge_weight`` and ``similarity_threshold`` of its own.
         model: the model whose kernels are merged; see kernel_layers for what is unwrapped.
         skip_layers: L_s, how many shallow layers are left alone: an int, or a fraction in [0, 1) as a float.
-        merge_prob: p, in [0, 1]. It may be changed between steps, as may the next two.
+        merge_prob: p, in [0, 1].
         merge_weight: alpha, in [0, 1], the share that a merged kernel keeps of itself.
         similarity_threshold: tau; a cosine must be above it. A number in [-1, 1], as in the paper, or a text that
             means the same in every layer: "4sd" for 4 standard deviations of the cosine of two random rows, which are
             1/sqrt(d) for kernels of d weights; "q0.9" for the quantile, in [0, 1], of the cosines of the pairs that
             the step draws in the layer, by which a tenth of them merges.
         criterion: "similar" as in the paper; as controls, "dissimilar" merges the pairs whose cosine is not above
-            tau (the paper's Fig. 2b), and "any" as many as "similar" does, but whatever their cosine.
-        seed: with the step number it determines all random choices, the same on every rank.
+            tau (the paper's Fig. 2b), and "random_pairs" as many as "similar" does, but whatever their cosine.
+        seed: with the step number and the layers' names it determines all random choices, the same on every rank. Two
+            wrappers of one architecture (an ensemble) draw alike unless they get seeds of their own.
+        every: merge after each ``every``-th step, counted from ``merge_start``.
+        merge_start: how many steps are made before merging begins.
+        merge_stop: the number of steps after which nothing is merged any more; None: it never stops.
         names: the layers to merge outright, as a regular expression or a sequence of names.
+        exclude: the layers to leave alone, likewise.
         layer_types: the classes of layers to look at.
-        input_size: (channels, height, width) for a model that has no size of its own.
+        example_inputs: what the model is traced with, if not an image of its own size; see kernel_layers.
+
+    The settings from ``merge_prob`` to ``merge_stop`` are attributes, which may be changed between steps and are
+    checked when they are.
 
     Attributes:
         layers: a KernelLayer per layer of the model, with those selected and the reason where not.
 
     Raises:
-        TypeError: ``base_optimizer`` is no torch optimizer, is prepared by accelerate, or is wrapped already.
+        TypeError: ``base_optimizer`` is no torch optimizer, is prepared by accelerate, or is wrapped already; ``model``
+            is no module; a selected weight is of a dtype that can't be merged.
         ValueError: a setting out of range, or no selected layer whose weight is in the optimizer.
 
     Example:
@@ -117,9 +106,14 @@ class InMergeOptimizer(Optimizer):
         ['2']
     """
 
-    merge_prob = _Setting[float]()
-    merge_weight = _Setting[float]()
-    similarity_threshold = _Setting[float | str]()
+    merge_prob: float
+    merge_weight: float
+    similarity_threshold: float | str
+    criterion: Criterion
+    seed: int
+    every: int
+    merge_start: int
+    merge_stop: int | None
 
     def __init__(
         self,
@@ -132,29 +126,55 @@ class InMergeOptimizer(Optimizer):
         similarity_threshold: float | str = 0.3,
         criterion: Criterion = "similar",
         seed: int = 0,
+        every: int = 1,
+        merge_start: int = 0,
+        merge_stop: int | None = None,
         names: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] | None = None,
         layer_types: LayerTypes = CONVOLUTIONS,
-        input_size: Sequence[int] | None = None,
+        example_inputs: Any = None,
     ) -> None:
         # Optimizer.__init__ is not called on purpose: it would build param groups and state beside the base's.
         _check_base(base_optimizer)
-        _check_not_fsdp1(model)
+        _check_model(model)
         self.base_optimizer = base_optimizer
         super().__setstate__({})  # the hook dicts of the installed torch
-        self._settings: dict[str, Any] = {}
         self.merge_prob = merge_prob
         self.merge_weight = merge_weight
         self.similarity_threshold = similarity_threshold
-        self.criterion = check_criterion(criterion)
-        self.seed = _check_seed(seed)
-        self._listed = kernel_layers(model, skip_layers, layer_types=layer_types, input_size=input_size, names=names)
-        self._addresses: list[_Address] = []
+        self.criterion = criterion
+        self.seed = seed
+        self.every = every
+        self.merge_start = merge_start
+        self.merge_stop = merge_stop
+        listed = kernel_layers(
+            model,
+            skip_layers,
+            layer_types=layer_types,
+            example_inputs=example_inputs,
+            names=names,
+            exclude=exclude,
+        )
+        self._binding = Binding(listed, model, self.param_groups)
         self._drawn: dict[int, int] = {}
-        self._tallies: dict[int, Tensor] = {}  # of merge_rows_, added up
+        self._tallies = Tallies(len(self._binding.listed))
         self._rate_checked = False
-        self._bind()
-        if not self._addresses:
+        if not self._binding.places:
             raise ValueError(_nothing_to_merge(self.layers, type(model).__name__))
+        self._binding.warn_of_absent_layers()
+        self._count_in_groups()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, check_setting(name, value) if name in SETTINGS else value)
+
+    def __getattr__(self, name: str) -> Any:
+        # No blanket forwarding: a scaler that saw the base's flags would leave the gradients scaled.
+        base = self.__dict__.get("base_optimizer")
+        if name in _FORWARDED and base is not None:
+            return getattr(base, name)
+        if name == "second_step" and hasattr(base, name):  # the step proper of sharpness-aware bases
+            return partial(self._step_and_merge, getattr(base, name))
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
@@ -187,188 +207,217 @@ class InMergeOptimizer(Optimizer):
     _step_supports_amp_scaling = False
 
     @property
-    def is_second_order(self) -> bool:
-        """Whether the base differentiates gradients again (timm's training script asks)."""
-        return bool(getattr(self.base_optimizer, "is_second_order", False))
-
-    @property
-    def layers(self) -> list[KernelLayer]:
+    def layers(self) -> KernelLayers:
         """The layers of kernel_layers as bound: "not in the optimizer" is a reason, "frozen" a remark for now."""
-        bound = {address.layer: address for address in self._addresses}
-        listed = []
-        for layer in self._listed:
+        bound = self._binding.weights(self.param_groups)
+        listed = KernelLayers()
+        for layer in self._binding.listed:
             if layer.selected and layer.index not in bound:
-                layer = replace(layer, selected=False, reason="not in the optimizer")
-            elif layer.selected and not self._weight(bound[layer.index]).requires_grad:
+                reason = self._binding.obstacle(layer.index) or "not in the optimizer"
+                layer = replace(layer, selected=False, reason=reason)
+            elif layer.selected and not bound[layer.index].requires_grad:
                 layer = replace(layer, reason="frozen")
             listed.append(layer)
         return listed
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Let the base make its step, then merge kernels of the layers that it updated.
 
         Args:
             closure: reevaluates the model and returns the loss, for bases that take one.
+            args: what else the base's step takes, as are ``kwargs``.
 
         Returns:
             What the base's step returns.
         """
-        had_grad = [self._weight(address).grad is not None for address in self._addresses]
-        loss = self.base_optimizer.step() if closure is None else self.base_optimizer.step(closure)
-        self._merge(had_grad)
-        return loss
+        if closure is not None or args:
+            args = (closure, *args)
+        return self._step_and_merge(self.base_optimizer.step, *args, **kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def merge(self, rounds: int = 1) -> None:
+        """Merge without a step, for schedules of one's own.
+
+        Each round draws and merges in every bound layer that is not frozen, whatever its gradient and learning rate,
+        ``every``, ``merge_start`` and ``merge_stop``. Rounds are counted in the param groups as ``inmerge_rounds``,
+        apart from the steps, and keyed by that number: a checkpoint goes on with the next one.
+
+        Args:
+            rounds: how many, from 0.
+        """
+        check_count("rounds", rounds)
+        bound = self._bound()
+        count = self._count(_ROUNDS)
+        for number in range(count, count + rounds):
+            self._merge(("round", number), bound, [layer for layer in bound if layer.weight.requires_grad])
+            self._set_count(_ROUNDS, number + 1)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, as the base does."""
-        self.base_optimizer.zero_grad(set_to_none=set_to_none)
+        """Reset the gradients, as the base does; bases that can't choose (Apex's) are not asked to."""
+        if "set_to_none" in inspect.signature(self.base_optimizer.zero_grad).parameters:
+            self.base_optimizer.zero_grad(set_to_none=set_to_none)
+        else:
+            self.base_optimizer.zero_grad()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; selected layers whose weights it holds are merged from now on."""
         self.base_optimizer.add_param_group(param_group)
-        self._bind()
+        self._binding.weights(self.param_groups)
+        self._count_in_groups()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base's state dict; the step number of the merging is in its param groups."""
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
+        self._count_in_groups()
         state_dict = self.base_optimizer.state_dict()
         for after in self._optimizer_state_dict_post_hooks.values():
             state_dict = after(self, state_dict) or state_dict
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state dict of the wrapper, or of the bare base (merging then starts at step 0)."""
+        """Load a state dict of the wrapper, or of the bare base.
+
+        After that of a bare base, merging starts at step 0, and groups keep merge settings of their own.
+        """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
+        own = [{name: group[name] for name in _GROUP_SETTINGS if name in group} for group in self.param_groups]
         self.base_optimizer.load_state_dict(state_dict)
-        for group in self.param_groups:
-            group.setdefault("inmerge_step", 0)
+        for group, settings in zip(self.param_groups, own, strict=False):
+            for name, value in settings.items():
+                group.setdefault(name, value)
+        self._count_in_groups()
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def train(self) -> None:
-        """Put the base in training mode, if it has modes (schedule-free optimizers)."""
-        if hasattr(self.base_optimizer, "train"):
-            self.base_optimizer.train()
+    def merge_counts(self) -> dict[str, dict[str, Any]]:
+        """Return per layer what was merged since this process started; it waits for the device.
 
-    def eval(self) -> None:
-        """Put the base in evaluation mode, if it has modes (schedule-free optimizers)."""
-        if hasattr(self.base_optimizer, "eval"):
-            self.base_optimizer.eval()
-
-    def merge_counts(self) -> dict[str, dict[str, int]]:
-        """Return how many pairs were drawn and merged per layer since this process started; waits for the device."""
-        return {
-            self._listed[address.layer].name: {
-                "drawn": self._drawn.get(address.layer, 0),
-                "merged": self._tally(address.layer)[0],
-            }
-            for address in self._addresses
-        }
-
-    def merged_cosines(self) -> dict[str, float]:
-        """Return the sum of the cosines of the merged pairs per layer since this process started; waits for the device.
-
-        Over ``merged`` of merge_counts it is their mean, and what both gained between two calls gives the mean of the
-        steps in between. Each cosine is rounded to 2**-24, so that the sum is exact, on sharded weights too.
+        Returns:
+            By the layer's name: ``drawn`` and ``merged``, numbers of pairs, and ``mean_cosine``, the mean of the
+            cosines of the merged ones, each rounded to 2**-24, or None where none was merged. Under FSDP2 all ranks'
+            pairs count.
         """
-        return {
-            self._listed[address.layer].name: self._tally(address.layer)[1] * COSINE_UNIT for address in self._addresses
-        }
+        counts, tallies = {}, self._tallies.read()
+        for index in sorted(self._binding.places.keys() | self._drawn.keys()):
+            merged, units = tallies[index]
+            counts[self._binding.listed[index].name] = {
+                "drawn": self._drawn.get(index, 0),
+                "merged": merged,
+                "mean_cosine": units * COSINE_UNIT / merged if merged else None,
+            }
+        return counts
 
     def __repr__(self) -> str:
-        counted = sum(layer.depth is not None for layer in self._listed) or len(self._listed)
-        settings = ", ".join(f"{name}={_text(value)}" for name, value in self._settings.items())
+        listed = self._binding.listed
+        counted = sum(layer.depth is not None for layer in listed) or len(listed)
+        settings = ", ".join(f"{name}={_text(getattr(self, name))}" for name in SETTINGS)
         return (
-            f"{type(self).__name__}({settings}, criterion={self.criterion!r}, seed={self.seed}, "
-            f"merging {len(self._addresses)} of {counted} layers, base_optimizer={self.base_optimizer!r})"
+            f"{type(self).__name__}({settings}, merging {len(self._binding.places)} of {counted} layers, "
+            f"base_optimizer={self.base_optimizer!r})"
         )
 
     def __getstate__(self) -> dict[str, Any]:
         # Schedulers and accelerate put a ``step`` on the instance that is bound to it: it must not travel to a copy.
-        return {name: value for name, value in vars(self).items() if name in _CARRIED or name.endswith("_hooks")}
-
-    def _tally(self, layer: int) -> list[int]:
-        found: list[int] = self._tallies[layer].tolist() if layer in self._tallies else [0, 0]
-        return found
-
-    def _weight(self, address: _Address) -> Tensor:
-        parameters: list[Tensor] = []
-        if address.group < len(self.param_groups):
-            parameters = self.param_groups[address.group]["params"]
-        weight = parameters[address.position] if address.position < len(parameters) else None
-        if weight is None or weight.shape != address.shape:
-            found = "nothing" if weight is None else f"shape {tuple(weight.shape)}"
-            raise RuntimeError(
-                f"the weight of {self._listed[address.layer].name} had shape {tuple(address.shape)} when the optimizer "
-                f"was wrapped, but its place among the parameters now holds {found}: the parameters were flattened or "
-                "replaced (DeepSpeed ZeRO, FSDP1), and kernels no longer exist as such; use DDP or FSDP2"
-            )
-        return weight
-
-    def _bind(self) -> None:
-        """Find the addresses of selected layers that have none yet, and give every group the step number."""
-        places = {
-            id(parameter): (index, position)
-            for index, group in enumerate(self.param_groups)
-            for position, parameter in enumerate(group["params"])
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name in _CARRIED or name in SETTINGS or name.endswith("_hooks")
         }
-        bound = {address.layer for address in self._addresses}
-        for layer in self._listed:
-            weight = layer.module._parameters.get("weight")
-            if layer.selected and layer.index not in bound and weight is not None and id(weight) in places:
-                if weight.shape[:1] != (layer.kernels,):
-                    raise ValueError(
-                        f"the weight of {layer.name} has shape {tuple(weight.shape)}, but its layer has "
-                        f"{layer.kernels} kernels: the parameters were flattened or partitioned (DeepSpeed ZeRO, "
-                        "FSDP1), and kernels no longer exist as such; use DDP or FSDP2"
-                    )
-                self._addresses.append(_Address(layer.index, *places[id(weight)], weight.shape))
-        self._addresses.sort()
-        step = max((group.get("inmerge_step", 0) for group in self.param_groups), default=0)
-        for group in self.param_groups:
-            group.setdefault("inmerge_step", step)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._binding.bind_places(self.param_groups)
+
+    def _step_and_merge(self, base_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Let the base step, then merge; whatever is wrong with the merge is raised before the base steps."""
+        bound = self._bound()
+        loss = base_step(*args, **kwargs)
+        self._merge_after_step(bound)
+        return loss
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.no_grad()
-    def _merge(self, had_grad: list[bool]) -> None:
+    def _bound(self) -> list[_Bound]:
+        """Find the weights of the layers to merge among the parameters as they are now, in the order of the layers."""
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "a step of InMergeOptimizer is being captured in a CUDA graph, which would replay its random choices "
+                "for ever: capture the forward and backward pass alone, and step outside the graph"
+            )
+        found = self._binding.weights(self.param_groups)
+        self._binding.warn_of_absent_layers()
+        bound = []
+        for index, weight in found.items():
+            group = self.param_groups[self._binding.places[index].group]
+            for name in _GROUP_SETTINGS:
+                if name in group:
+                    check_setting(name, group[name])
+            bound.append(_Bound(index, weight, group, weight.grad is not None))
+        return bound
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _merge_after_step(self, bound: list[_Bound]) -> None:
         if all(_is_zero(group.get("lr")) for group in self.param_groups):
             return
-        step = max(group["inmerge_step"] for group in self.param_groups)
-        for group in self.param_groups:
-            group["inmerge_step"] = step + 1
-        rng = np.random.default_rng(np.random.SeedSequence((self.seed, step)))
-        layers = [self._listed[address.layer] for address in self._addresses]
-        drawn = [draw_pairs(layer.kernels, layer.groups, self.merge_prob, rng) for layer in layers]
-        # Drawn after all pairs, so that the criterion "any" has the pairs of "similar".
-        shuffles = [rng.permutation(picked.size) for picked, _ in drawn]
-        updated = [
-            (address.layer, DrawnLayer(self._weight(address).detach(), picked, partners, shuffle))
-            for address, had, (picked, partners), shuffle in zip(
-                self._addresses, had_grad, drawn, shuffles, strict=True
-            )
-            if picked.size and self._is_updated(address, had)
-        ]
-        rule = Rule(self.merge_weight, parse_threshold(self.similarity_threshold), self.criterion)
-        for merge, sharded in ((merge_layers_, False), (merge_sharded_layers_, True)):
-            chosen = [(index, layer) for index, layer in updated if is_sharded(layer.weight) == sharded]
-            for (index, layer), tally in zip(chosen, merge([layer for _, layer in chosen], rule), strict=True):
-                self._drawn[index] = self._drawn.get(index, 0) + layer.picked.size
-                self._tallies[index] = self._tallies.get(index, 0) + tally
+        step = self._count(_STEP)
+        self._set_count(_STEP, step + 1)
+        if self._is_due(step):
+            self._merge(("step", step), bound, [layer for layer in bound if _is_updated(layer)])
+
+    def _is_due(self, step: int) -> bool:
+        """Say whether kernels are merged after the step with this number, from 0."""
+        started = step - self.merge_start
+        return started >= 0 and (self.merge_stop is None or step < self.merge_stop) and (started + 1) % self.every == 0
+
+    @torch.no_grad()
+    def _merge(self, key: tuple[str, int], bound: list[_Bound], chosen: list[_Bound]) -> None:
+        """Draw for all bound layers, by a key that says which step or round it is, and merge in the chosen ones."""
+        if not chosen:
+            return
+        listed = [self._binding.listed[layer.layer] for layer in bound]
+        rng = _generator(self.seed, *key, *(layer.name for layer in listed))
+        probs = [layer.group.get("merge_prob", self.merge_prob) for layer in bound]
+        rules = [self._rule(layer.group) for layer in bound]
+        sizes = [(layer.kernels, layer.groups) for layer in listed]
+        drawn = draw_layers(sizes, probs, rng, [rule.needs_order for rule in rules])
+        updated = {layer.layer for layer in chosen}
+        whole: dict[int, DrawnLayer] = {}
+        sharded: dict[int, DrawnLayer] = {}
+        for layer, pairs, rule in zip(bound, drawn, rules, strict=True):
+            if layer.layer in updated and pairs.picked.size:
+                kind = sharded if is_sharded(layer.weight) else whole
+                kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rule)
+        merge_layers_(whole, self._tallies)
+        merge_sharded_layers_(sharded, self._tallies)
+        for index, merged in (whole | sharded).items():
+            self._drawn[index] = self._drawn.get(index, 0) + merged.pairs.picked.size
         self._warn_if_nothing_merges()
 
-    def _is_updated(self, address: _Address, had_grad: bool) -> bool:
-        """Say whether the base's step changed the weight: it had a gradient, then or now, and a learning rate."""
-        weight = self._weight(address)
-        has_grad = had_grad or weight.grad is not None  # a closure makes it, some bases zero it inside their step
-        return weight.requires_grad and has_grad and not _is_zero(self.param_groups[address.group].get("lr"))
+    def _rule(self, group: dict[str, Any]) -> Rule:
+        threshold = parse_threshold(group.get("similarity_threshold", self.similarity_threshold))
+        return Rule(group.get("merge_weight", self.merge_weight), threshold, self.criterion)
+
+    def _count(self, key: str) -> int:
+        return max((int(group.get(key, 0)) for group in self.param_groups), default=0)
+
+    def _set_count(self, key: str, value: int) -> None:
+        for group in self.param_groups:
+            group[key] = value
+
+    def _count_in_groups(self) -> None:
+        """Give the groups that have none (added behind the wrapper, of a bare checkpoint) the counts of the others."""
+        for key in (_STEP, _ROUNDS):
+            count = self._count(key)
+            for group in self.param_groups:
+                group.setdefault(key, count)
 
     def _warn_if_nothing_merges(self) -> None:
         drawn = sum(self._drawn.values())
         if self._rate_checked or drawn < _PAIRS_BEFORE_CHECK:
             return
         self._rate_checked = True
-        merged = sum(self._tally(layer)[0] for layer in self._tallies)
+        merged = sum(merged for merged, _ in self._tallies.read())
         main = not torch.distributed.is_available() or not torch.distributed.is_initialized()
         if merged < _LEAST_MERGED * drawn and (main or torch.distributed.get_rank() == 0):
             warnings.warn(
@@ -376,23 +425,48 @@ class InMergeOptimizer(Optimizer):
                 f"{_text(self.similarity_threshold)}: so far this run is nearly a plain baseline; a lower threshold, "
                 "one that fits each layer ('4sd', 'q0.9') or a model with pretrained weights merges more",
                 NoMergeWarning,
-                stacklevel=7,  # the line that called step: torch's decorators add three frames
+                stacklevel=user_stacklevel(),
             )
+
+
+def _generator(*key: int | str) -> np.random.Generator:
+    """Return the generator of the random choices that belong to a key; other keys have others, without collisions."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest(), "little"))
+
+
+def _is_updated(layer: _Bound) -> bool:
+    """Say whether the base's step changed the weight: it had a gradient, then or now, and a learning rate."""
+    has_grad = layer.had_grad or layer.weight.grad is not None  # a closure makes it, some bases zero it in their step
+    return layer.weight.requires_grad and has_grad and not _is_zero(layer.group.get("lr"))
 
 
 def _check_base(base: Optimizer) -> None:
     if not isinstance(base, Optimizer):
         raise TypeError(f"base_optimizer is a {type(base).__name__}, but it must be a torch.optim.Optimizer")
-    if isinstance(base, InMergeOptimizer):
-        raise TypeError("base_optimizer is an InMergeOptimizer already: wrap the bare optimizer, once")
-    if any(ancestor.__name__ == "AcceleratedOptimizer" for ancestor in type(base).__mro__):
+    for inner in _chain(base):
+        if isinstance(inner, InMergeOptimizer):
+            raise TypeError("base_optimizer is or holds an InMergeOptimizer already: wrap the bare optimizer, once")
+        if any(ancestor.__name__ == "AcceleratedOptimizer" for ancestor in type(inner).__mro__):
+            raise TypeError(
+                "base_optimizer is prepared by accelerate already, and would be merged at steps that accumulation or "
+                "an overflow skips: wrap first, then prepare the wrapper"
+            )
+
+
+def _chain(base: Optimizer) -> list[Optimizer]:
+    """Return an optimizer and those that it wraps, whatever it calls them."""
+    found = [base]
+    for optimizer in found:  # grows as it is walked
+        inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+        found += [value for value in inner if not any(value is known for known in found)]
+    return found
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
         raise TypeError(
-            "base_optimizer is prepared by accelerate already, and would be merged at steps that accumulation or an "
-            "overflow skips: wrap first, then prepare the wrapper"
+            f"model is a {type(model).__name__}, but it must be the torch.nn.Module whose parameters the optimizer has"
         )
-
-
-def _check_not_fsdp1(model: nn.Module) -> None:
     # With use_orig_params its weights are pieces of a flat one under their old names, which nothing else tells apart.
     if any(base.__name__ == "FullyShardedDataParallel" for module in model.modules() for base in type(module).__mro__):
         raise ValueError(
@@ -401,14 +475,8 @@ def _check_not_fsdp1(model: nn.Module) -> None:
         )
 
 
-def _check_seed(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ValueError(f"seed is {seed!r}, but it must be an int from 0")
-    return int(seed)
-
-
-def _text(setting: float | str) -> str:
-    return repr(setting) if isinstance(setting, str) else f"{setting:g}"
+def _text(setting: Any) -> str:
+    return f"{setting:g}" if isinstance(setting, float) else repr(setting)
 
 
 def _is_zero(lr: Any) -> bool:
@@ -416,7 +484,7 @@ def _is_zero(lr: Any) -> bool:
     return bool(lr == 0) if not isinstance(lr, Tensor) or lr.device.type == "cpu" else False
 
 
-def _nothing_to_merge(layers: list[KernelLayer], model: str) -> str:
+def _nothing_to_merge(layers: KernelLayers, model: str) -> str:
     """Return the sentence that says why no layer of a model would be merged."""
     if not layers:
         return f"{model} has no layer of the layer_types: there are no kernels to merge in it"

@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from torch import Tensor, nn
 
-from inmerge_optim.inspection import printable
 from inmerge_optim.similarity import LayerProfile, random_density
+from inmerge_optim.tables import printable
 
 _COLUMNS = 6
 _PANEL = (2.1, 1.65)  # inches of one histogram

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from inmerge_optim.layers import KernelLayer
+from inmerge_optim.selection import KernelLayer, layer_modules
 from inmerge_optim.sharding import is_sharded
 from inmerge_optim.similarity import check_kernels
 
@@ -64,12 +63,9 @@ def kernel_ranks(model: nn.Module, layers: Sequence[KernelLayer]) -> dict[str, f
         >>> {name: round(rank, 6) for name, rank in ranks.items()}
         {'0': 2.0}
     """
-    model = unwrap_model(model)
-    grams = {
-        layer.name: _gram_matrices(cast(Tensor, model.get_submodule(layer.name).weight), layer.groups)
-        for layer in layers
-        if layer.selected
-    }
+    selected = [layer for layer in layers if layer.selected]
+    modules = layer_modules(model, selected)
+    grams = {layer.name: _gram_matrices(cast(Tensor, modules[layer.name].weight), layer.groups) for layer in selected}
     found: dict[str, float] = {}
     for size in {gram.shape[-1] for gram in grams.values()}:
         alike = {name: gram for name, gram in grams.items() if gram.shape[-1] == size}

@@ -47,7 +47,7 @@ def check_replicas(optimizer: Optimizer) -> list[str]:
         >>> from torch import nn
         >>> from inmerge_optim import InMergeOptimizer
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
-        >>> optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, skip_layers=1)
+        >>> optimizer = InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.01), model, names=["2"])
         >>> check_replicas(optimizer)  # one process
         []
     """
@@ -56,9 +56,8 @@ def check_replicas(optimizer: Optimizer) -> list[str]:
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, but it must be an InMergeOptimizer")
     if not dist.is_available() or not dist.is_initialized():
         return []
-    ours = {
-        optimizer._listed[address.layer].name: _held(optimizer._weight(address)) for address in optimizer._addresses
-    }
+    weights = optimizer._binding.weights(optimizer.param_groups)
+    ours = {optimizer._binding.listed[index].name: _held(weight) for index, weight in weights.items()}
     everyone: list[dict[str, _Held]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyone, ours)
     compared = []

@@ -8,7 +8,7 @@ dimensions) is gathered layer by layer, merged, and split again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
@@ -16,7 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inmerge_optim.merging import DrawnLayer, Rule, merge_layers_, merge_rows_, take_rows, to_device
+from inmerge_optim.drawing import Pairs
+from inmerge_optim.kernels import Tallies, merge_layers_
+from inmerge_optim.merging import DrawnLayer, to_device
 
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,25 +30,24 @@ def is_sharded(weight: Tensor) -> bool:
     return dist.is_available() and isinstance(weight, DTensor)
 
 
-def merge_sharded_layers_(layers: Sequence[DrawnLayer], rule: Rule) -> list[Tensor]:
+def merge_sharded_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
     """Merge the drawn pairs of several DTensor weights in place; every rank of their meshes must call it.
 
-    Returns:
-        The tally of each, on all ranks together, as merge_rows_ has it.
+    Args:
+        layers: by their number in ``tallies``.
+        tallies: what is merged is added to it, on all ranks together.
     """
-    tallies: dict[int, Tensor] = {}
-    by_rows: dict[tuple[DeviceMesh, int, torch.dtype], list[int]] = {}
-    for place, layer in enumerate(layers):
+    by_rows: dict[tuple[DeviceMesh, int, torch.dtype], dict[int, DrawnLayer]] = {}
+    for index, layer in layers.items():
         weight = cast("DTensor", layer.weight)
         axis = _kernel_axis(weight)
-        # "any" hands acceptances from pair to pair, and so from rank to rank; a quantile is one of all ranks' cosines.
-        if axis is None or rule.criterion == "any" or rule.threshold.kind == "quantile":
-            tallies[place] = _merge_gathered_(layer, rule)
+        # "random_pairs" permutes acceptances over the ranks, and a quantile is one of all ranks' cosines.
+        if axis is None or layer.rule.needs_order:
+            _merge_gathered_(index, layer, tallies)
         else:
-            by_rows.setdefault((weight.device_mesh, axis, weight.dtype), []).append(place)
-    for (_, axis, _), places in by_rows.items():
-        tallies.update(zip(places, _merge_by_rows_([layers[place] for place in places], axis, rule), strict=True))
-    return [tallies[place] for place in range(len(layers))]
+            by_rows.setdefault((weight.device_mesh, axis, weight.dtype), {})[index] = layer
+    for (_, axis, _), several in by_rows.items():
+        _merge_by_rows_(several, axis, tallies)
 
 
 def _kernel_axis(weight: DTensor) -> int | None:
@@ -57,35 +58,37 @@ def _kernel_axis(weight: DTensor) -> int | None:
     return axes[0] if type(placement) is Shard and placement.dim == 0 else None
 
 
-def _merge_gathered_(layer: DrawnLayer, rule: Rule) -> Tensor:
+def _merge_gathered_(index: int, layer: DrawnLayer, tallies: Tallies) -> None:
     weight = cast("DTensor", layer.weight)
     whole = weight.full_tensor().clone()
-    (tally,) = merge_layers_([layer._replace(weight=whole)], rule)
+    merge_layers_({index: layer._replace(weight=whole)}, tallies)
     # Every rank has the same whole, so each takes its part of it without asking rank 0 (src_data_rank None).
     parts = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
     weight.to_local().copy_(parts.to_local())
-    return tally
 
 
-def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list[Tensor]:
+def _merge_by_rows_(layers: Mapping[int, DrawnLayer], axis: int, tallies: Tallies) -> None:
     """Merge weights whose kernels are split over one dimension of their mesh; only the drawn partners travel."""
-    mesh = cast("DTensor", layers[0].weight).device_mesh
+    drawn = list(layers.values())
+    mesh = cast("DTensor", drawn[0].weight).device_mesh
     group, rank, ranks = mesh.get_group(axis), mesh.get_local_rank(axis), mesh.size(axis)
-    parts = [cast("DTensor", layer.weight).to_local() for layer in layers]
-    arrays, outgoing, incoming = [], [], []
-    for layer in layers:
+    parts = [cast("DTensor", layer.weight).to_local() for layer in drawn]
+    given, own, outgoing, incoming = [], [], [], []
+    for layer in drawn:
         length = layer.weight.shape[1:].numel()
         share = -(-layer.weight.shape[0] // ranks)  # kernels per rank, as torch.chunk splits them
-        givers, takers = layer.partners // share, layer.picked // share
-        given, taken = np.flatnonzero(givers == rank), np.flatnonzero(takers == rank)
-        taken = taken[np.argsort(givers[taken], kind="stable")]  # as they arrive; ``given`` has its takers in order
-        arrays += [layer.partners[given] - rank * share, layer.picked[taken] - rank * share]
-        outgoing.append(np.bincount(takers[given], minlength=ranks) * length)
-        incoming.append(np.bincount(givers[taken], minlength=ranks) * length)
-    indices = to_device(arrays, parts[0].device)
+        givers, takers = layer.pairs.partners // share, layer.pairs.picked // share
+        leave, arrive = np.flatnonzero(givers == rank), np.flatnonzero(takers == rank)
+        arrive = arrive[
+            np.argsort(givers[arrive], kind="stable")
+        ]  # by their givers, as those that leave by their takers
+        given.append(layer.pairs.partners[leave] - rank * share)
+        own.append(layer.pairs.picked[arrive] - rank * share)
+        outgoing.append(np.bincount(takers[leave], minlength=ranks) * length)
+        incoming.append(np.bincount(givers[arrive], minlength=ranks) * length)
     sent = [
         part.index_select(0, rows).flatten().split(sizes.tolist())
-        for part, rows, sizes in zip(parts, indices[0::2], outgoing, strict=True)
+        for part, rows, sizes in zip(parts, to_device(given, parts[0].device), outgoing, strict=True)
     ]
     outbox = torch.cat([piece for pieces in zip(*sent, strict=True) for piece in pieces])  # by rank, then by layer
     inbox = outbox.new_empty(int(np.sum(incoming)))
@@ -93,11 +96,14 @@ def _merge_by_rows_(layers: Sequence[DrawnLayer], axis: int, rule: Rule) -> list
         inbox, outbox, np.sum(incoming, axis=0).tolist(), np.sum(outgoing, axis=0).tolist(), group=group
     )
     pieces = inbox.split(np.stack(incoming, axis=1).flatten().tolist())
-    tallies = []
-    for place, (part, rows) in enumerate(zip(parts, indices[1::2], strict=True)):
-        own = take_rows(part, rows)
-        donors = torch.cat(pieces[place :: len(layers)]).view(own.shape).to(own.dtype)
-        tallies.append(merge_rows_(part, rows, own, donors, rule))
-    together = torch.stack(tallies)
+    arrived: dict[int, DrawnLayer] = {}
+    for index, (layer, part, rows) in enumerate(zip(drawn, parts, own, strict=True)):
+        if rows.size:
+            pairs = Pairs(rows, np.arange(rows.size), layer.pairs.rounding, layer.pairs.order)
+            donors = torch.cat(pieces[index :: len(drawn)]).view(rows.size, -1)
+            arrived[index] = DrawnLayer(part, pairs, layer.rule, donors)
+    here = Tallies(len(drawn))
+    merge_layers_(arrived, here)
+    together = here.on(parts[0].device)
     dist.all_reduce(together, group=group)
-    return list(together)
+    tallies.on(together.device).index_add_(0, to_device([np.array(list(layers))], together.device)[0], together)

@@ -12,16 +12,15 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.utils import unwrap_model
 from torch import Tensor, nn
 
-from inmerge_optim.layers import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers
-from inmerge_optim.merging import Threshold, check_setting, parse_threshold
+from inmerge_optim.selection import CONVOLUTIONS, KernelLayer, LayerTypes, kernel_layers, layer_modules
+from inmerge_optim.settings import Threshold, check_setting, parse_threshold
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 HISTOGRAM_BINS = 20_000  # of equal width from -1 to 1, so that what is read from them is exact to 1e-4
@@ -41,7 +40,8 @@ class KernelPair(NamedTuple):
 class LayerProfile:
     """The similarities of a layer's kernels, over all pairs that can be drawn: two kernels of the same group.
 
-    A layer without such pairs, or with no finite ones, has None for the mean, the quantiles and the shares.
+    A layer without such pairs, or with no finite ones (nor any of floating point numbers of 16 bits or more), has None
+    for the mean, the quantiles and the shares.
 
     Attributes:
         name: its name in the model.
@@ -59,8 +59,7 @@ class LayerProfile:
         share_above_threshold: the share of pairs whose cosine is above that, in [0, 1].
         random_share_above_threshold: the same share for random rows of that length; see random_share_above.
         expected_draws: how many kernels a step draws on average; 0 if the layer is not selected.
-        expected_merges: how many of them it merges on average, at the weights as they are; for a quantile as if no
-            two pairs had the same cosine.
+        expected_merges: how many of them it merges on average, at the weights as they are.
         most_similar: the pairs with the highest cosines, highest first.
         least_similar: the pairs with the lowest cosines, lowest first.
         histogram: the counts of cosines in HISTOGRAM_BINS bins of equal width from -1 to 1, each pair once.
@@ -182,8 +181,9 @@ def similarity_profile(
     merge_prob: float = 0.3,
     similarity_threshold: float | str = 0.3,
     names: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
     layer_types: LayerTypes = CONVOLUTIONS,
-    input_size: Sequence[int] | None = None,
+    example_inputs: Any = None,
     pairs: int = 5,
 ) -> list[LayerProfile]:
     """Describe how similar the kernels of each layer are, and how many of them a step would merge.
@@ -194,12 +194,13 @@ def similarity_profile(
 
     Args:
         model: any module with real weights.
-        skip_layers: L_s, as for kernel_layers, like ``names``, ``layer_types`` and ``input_size``.
+        skip_layers: L_s, as for kernel_layers, like ``names``, ``exclude``, ``layer_types`` and ``example_inputs``.
         merge_prob: p, in [0, 1].
         similarity_threshold: tau, in [-1, 1], or a text such as "4sd" or "q0.9", as for InMergeOptimizer.
         names: the layers to select outright.
+        exclude: the layers to leave out; they are described all the same.
         layer_types: the classes of layers to look at.
-        input_size: (channels, height, width) for a model that has no size of its own.
+        example_inputs: what to call a model with that has no size of its own: (channels, height, width), say.
         pairs: how many most and least similar pairs to keep per layer, from 0.
 
     Returns:
@@ -207,7 +208,6 @@ def similarity_profile(
 
     Raises:
         ValueError: a setting out of range, or weights on the meta device; and what kernel_layers raises.
-        TypeError: weights that are not of floating point numbers of 16 bits or more.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.Flatten())
@@ -218,12 +218,11 @@ def similarity_profile(
     """
     check_setting("merge_prob", merge_prob)
     threshold = parse_threshold(similarity_threshold)
-    layers = kernel_layers(model, skip_layers, layer_types=layer_types, input_size=input_size, names=names)
-    model = unwrap_model(model)
-    weights = (cast(Tensor, model.get_submodule(layer.name).weight) for layer in layers)
-    return [
-        _profile(layer, weight, merge_prob, threshold, pairs) for layer, weight in zip(layers, weights, strict=True)
-    ]
+    layers = kernel_layers(
+        model, skip_layers, layer_types=layer_types, example_inputs=example_inputs, names=names, exclude=exclude
+    )
+    modules = layer_modules(model, layers)
+    return [_profile(layer, cast(Tensor, modules[layer.name].weight), merge_prob, threshold, pairs) for layer in layers]
 
 
 def threshold_for_rate(profiles: Sequence[LayerProfile], rate: float) -> float | None:
@@ -249,14 +248,18 @@ def threshold_for_rate(profiles: Sequence[LayerProfile], rate: float) -> float |
     return _quantile(counts, 1 - rate) if counts.any() else None
 
 
-def check_kernels(weight: Tensor, groups: int, name: str = "the weight") -> None:
+def check_kernels(weight: Tensor, groups: int) -> None:
     """Refuse a weight whose kernels can't be compared, with a TypeError, or a ValueError about ``groups``."""
-    if not weight.is_floating_point() or weight.itemsize < 2:  # those of 8 bits have no arithmetic
+    if not _has_cosines(weight):
         raise TypeError(
-            f"{name} is {weight.dtype}, but kernels of floating point numbers of 16 bits or more are compared"
+            f"the weight is {weight.dtype}, but kernels of floating point numbers of 16 bits or more are compared"
         )
     if weight.dim() == 0 or groups < 1 or weight.shape[0] % groups:
         raise ValueError(f"groups is {groups}, but it must divide the kernels of a weight of {tuple(weight.shape)}")
+
+
+def _has_cosines(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.dtype.itemsize > 1  # those of 8 bits have no arithmetic
 
 
 def _unit_rows(weight: Tensor, groups: int) -> Tensor:
@@ -286,7 +289,8 @@ def _blocks(rows: Tensor) -> Iterator[tuple[int, int, Tensor]]:
 def _profile(layer: KernelLayer, weight: Tensor, merge_prob: float, threshold: Threshold, pairs: int) -> LayerProfile:
     if weight.is_meta:
         raise ValueError(f"the weight of {layer.name} is on the meta device: kernels without values have no cosines")
-    check_kernels(weight, layer.groups, f"the weight of {layer.name}")
+    if not _has_cosines(weight):
+        weight = torch.full(weight.shape, math.nan)
     rows = _unit_rows(weight, layer.groups)
     _, size, row_length = rows.shape
     drawable = layer.kernels * (size - 1) // 2

@@ -11,13 +11,21 @@ from pathlib import Path
 
 from finetune.errors import InputError, damage_told, exit_on_input_error, is_main_process
 from finetune.files import write_json
-from finetune.options import parse_options
+from finetune.options import BASELINE, parse_options
 from finetune.runs.lock import RunHeld
 from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.source import DatasetOptions
 from finetune.trial import check_trial, run_trial
-from finetune.zoo import check_zoo, count_expected_merges, error_file, errors_of, write_zoo
+from finetune.zoo import (
+    check_zoo,
+    count_expected_merges,
+    declare_family,
+    error_file,
+    errors_of,
+    member,
+    write_zoo,
+)
 from tyro.conf import Suppress
 
 # What the paper gives as L_s.
@@ -40,7 +48,7 @@ class ZooOptions(DatasetOptions):
     """Shallow convolutions that are never merged. None: the paper's number for vgg16, vgg19 (10) and resnet34 (30), a
     fraction of 0.6 for the others."""
     output: Path = Path("runs/zoo")
-    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md and zoo.png."""
+    """The zoo's folder, with a run folder per trial, zoo.csv, zoo.md, zoo.png and pooled.json."""
     model: Suppress[str] = ""
     dataset: Suppress[str] = ""
     resume: Suppress[bool] = True
@@ -65,6 +73,9 @@ def _run(argv: list[str] | None) -> list[str]:
             check_run_folder(cell.output, cell, launch={})
     for cell in cells[: len(options.models)]:  # each model once: what is wrong with it is so on all data
         check_trial(cell)
+    options.output.mkdir(parents=True, exist_ok=True)
+    arms = [arm for arm in options.arms if arm != BASELINE]
+    declare_family(options.output, [member(cell.dataset, cell.model, arm) for cell in cells for arm in arms])
     for place, cell in enumerate(mine, 1):
         print(f"\n{cell.output.name}, {place} of {len(mine)}", flush=True)
         _run_cell(cell)

@@ -1,9 +1,10 @@
-"""Make the summary and the report of finished runs anew from their folders, and set several runs side by side.
+"""Make summary and report of finished runs anew from their folders, set several side by side, plan further ones.
 
 A metric, a rule or a section that is newer than a run reaches it so: nothing is trained again.
 
 python recipes/report.py runs/pneumoniamnist-resnet18
 python recipes/report.py runs/a runs/b runs/c --output runs/side_by_side.html
+python recipes/report.py --plan runs/pneumoniamnist-resnet18 --margin 0.005
 """
 
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import tyro
 from finetune.errors import InputError, damage_told, exit_on_input_error
 from finetune.options import whole
 from finetune.reports.pages import check_side_by_side, write_report, write_side_by_side
+from finetune.reports.plan import plan_text
 from finetune.runs.finished import FinishedRun
 from finetune.runs.lock import hold_run
 from finetune.runs.summaries import write_summary
@@ -21,10 +23,14 @@ from finetune.runs.summaries import write_summary
 
 @dataclass(kw_only=True)
 class ReportOptions:
-    """Make the summary and the report of finished runs anew from their folders, and set several runs side by side."""
+    """Make the report of finished runs anew from their folders, set several side by side, and plan further ones."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Run folders of the recipes."""
+    plan: Path | None = None
+    """A finished run of two seeds or more: print how many seeds another one needs, and make no report."""
+    margin: float | None = None
+    """The smallest difference that the planned run is to see. None: the finished run's own margin."""
     output: Path = Path("runs/side_by_side.html")
     """Where several runs are set side by side; the same as Markdown is written beside it."""
 
@@ -35,6 +41,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: ReportOptions) -> None:
+    if options.plan is not None:
+        print(_plan(options))
+        return
+    if options.margin is not None:
+        raise InputError("--margin has no effect without --plan, the run to plan from")
     if not options.runs:
         raise InputError("no run folder is given: name one or more, as python recipes/report.py runs/NAME")
     if options.output.suffix != ".html":
@@ -54,6 +65,14 @@ def _write(folder: Path) -> FinishedRun:
         write_summary(run.folder, run.summary)
         print(write_report(run))
     return run
+
+
+def _plan(options: ReportOptions) -> str:
+    if options.runs:
+        raise InputError("--plan makes no report: leave out the other run folders")
+    if options.margin is not None and not options.margin > 0:
+        raise InputError(f"--margin must be above 0, not {options.margin:g}")
+    return plan_text(FinishedRun(options.plan), options.margin)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,17 @@ import torch
 SHARED = Path(os.environ.get("INMERGE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
 
+def pytest_collection_modifyitems(items):
+    """Docstrings show figures, which must be the same on any processor."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker("portable")
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Equality to the bit is promised for one number of threads; tests run on one."""
-    torch.set_num_threads(1)
+    """Equality to the bit is promised for one number of threads; tests run on one, unless another is tried."""
+    torch.set_num_threads(int(os.environ.get("INMERGE_TEST_THREADS", "1")))
 
 
 @pytest.fixture

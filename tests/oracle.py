@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import math
 
+UNIT = 2.0**-24
+
+
+def draw(uniforms: list[float], groups: int, merge_prob: float) -> list[tuple[int, int]]:
+    """The pairs that one uniform number per kernel stands for: drawn below p, and its place below p names the other."""
+    size, pairs = len(uniforms) // groups, []
+    for i, uniform in enumerate(uniforms):
+        if uniform < merge_prob and size > 1:
+            others = [j for j in range(len(uniforms)) if j // size == i // size and j != i]
+            pairs.append((i, others[min(math.floor(uniform * (size - 1) / merge_prob), size - 2)]))
+    return pairs
+
 
 def cosine(a: list[float], b: list[float]) -> float:
-    """The cosine of two kernels; 0 if one of them is zero."""
+    """The cosine of two kernels, to the nearest UNIT; 0 if one of them is zero."""
     scale_a, scale_b = max(map(abs, a)), max(map(abs, b))
     if scale_a == 0 or scale_b == 0:
         return 0.0
     a, b = [x / scale_a for x in a], [x / scale_b for x in b]
     dot = math.fsum(x * y for x, y in zip(a, b, strict=True))
-    return dot / (math.sqrt(math.fsum(x * x for x in a)) * math.sqrt(math.fsum(y * y for y in b)))
+    norms = math.sqrt(math.fsum(x * x for x in a)) * math.sqrt(math.fsum(y * y for y in b))
+    return round(dot / norms / UNIT) * UNIT
 
 
 def pair_cosines(kernels: list[list[float]], pairs: list[tuple[int, int]]) -> list[float | None]:
@@ -25,15 +38,15 @@ def pair_cosines(kernels: list[list[float]], pairs: list[tuple[int, int]]) -> li
     return [cosine(kernels[i], kernels[j]) if finite[i] and finite[j] else None for i, j in pairs]
 
 
-def threshold_cosine(threshold: float | str, cosines: list[float | None], length: int) -> float:
-    """The cosine that a threshold stands for: itself, k / sqrt(length), or the sample that a quantile is closest to."""
-    if not isinstance(threshold, str):
-        return threshold
-    if threshold.endswith("sd"):
-        return float(threshold.removesuffix("sd")) / math.sqrt(length)
-    ordered = sorted(value for value in cosines if value is not None)
-    not_above = max(1, round(float(threshold[1:]) * len(ordered)))
-    return ordered[not_above - 1] if ordered else 1.0
+def above_threshold(
+    threshold: float | str, cosines: dict[int, float], length: int, rounding: float, order: list[int]
+) -> set[int]:
+    """Which pairs, of those that have a cosine, are above the threshold."""
+    if isinstance(threshold, str) and threshold.startswith("q"):
+        ascending = sorted((index for index in order if index in cosines), key=lambda index: cosines[index])
+        return set(ascending[math.floor(float(threshold[1:]) * len(ascending) + rounding) :])
+    tau = float(threshold.removesuffix("sd")) / math.sqrt(length) if isinstance(threshold, str) else threshold
+    return {index for index, value in cosines.items() if value > tau}
 
 
 def merge(
@@ -42,22 +55,22 @@ def merge(
     *,
     merge_weight: float,
     similarity_threshold: float | str,
-    criterion: str = "similar",
-    shuffle: list[int] | None = None,
+    criterion: str,
+    rounding: float,
+    order: list[int],
 ) -> tuple[list[list[float]], list[int]]:
     """Return the kernels after one step, and which were merged."""
-    cosines = pair_cosines(kernels, pairs)
-    finite = [value is not None for value in cosines]
-    tau = threshold_cosine(similarity_threshold, cosines, len(kernels[0]))
-    accepted = [value is not None and value > tau for value in cosines]
-    if criterion == "dissimilar":
-        accepted = [not value for value in accepted]
-    if criterion == "any":
-        accepted = [accepted[place] for place in shuffle or []]
+    cosines = {index: value for index, value in enumerate(pair_cosines(kernels, pairs)) if value is not None}
+    above = above_threshold(similarity_threshold, cosines, len(kernels[0]), rounding, order)
+    accepted = {index: (index in above) != (criterion == "dissimilar") for index in cosines}
+    if criterion == "random_pairs":
+        shuffled = [index for index in order if index in accepted]
+        accepted = {index: accepted[other] for index, other in zip(shuffled, cosines, strict=True)}
     merged = [list(kernel) for kernel in kernels]
     changed = []
-    for (i, j), accept, fine in zip(pairs, accepted, finite, strict=True):
-        if accept and fine:
+    for index, accept in accepted.items():
+        i, j = pairs[index]
+        if accept:
             changed.append(i)
             for k in range(len(kernels[i])):
                 merged[i][k] = merge_weight * kernels[i][k] + (1 - merge_weight) * kernels[j][k]

@@ -79,8 +79,8 @@ def run_digits_until(
 
 
 def content_of(run: Path) -> dict[str, bytes]:
-    """Every file but the configuration, which names the folder, and what tells the time."""
-    other = ("config.yaml", "timing.json")
+    """Every file but the configuration, which names the folder, and what tells the time or the date."""
+    other = ("config.yaml", "timing.json", "looks.json")
     files = (path for path in run.rglob("*") if path.is_file() and path.name not in other)
     return {str(path.relative_to(run)): path.read_bytes() for path in files}
 

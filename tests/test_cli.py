@@ -242,6 +242,16 @@ def test_names_and_linear_layers_can_be_picked(capsys, tmp_path):
     assert {"name": "fc", "reason": "not named"}.items() <= layers[-1].items()
 
 
+def test_layers_can_be_left_out(capsys, tmp_path):
+    path = tmp_path / "layers.json"
+    assert run(capsys, "inspect", SMALL, "--exclude", "conv2$", "--json", path)[0] == 0
+    content = json.loads(path.read_text())
+    assert content["settings"]["exclude"] == "conv2$"
+    reasons = {layer["reason"] for layer in content["layers"] if layer["name"].endswith("conv2")}
+    assert reasons == {"excluded"}
+    assert any(layer["selected"] for layer in content["layers"])
+
+
 def test_a_model_without_convolutions_is_told_of(capsys, tmp_path):
     code, out, _ = run(
         capsys, "inspect", "--module", "torch.nn:Identity", "--rate", "0.1", "--csv", tmp_path / "none.csv"
@@ -251,6 +261,7 @@ def test_a_model_without_convolutions_is_told_of(capsys, tmp_path):
     assert "no threshold merges anything" in out
 
 
+@pytest.mark.filterwarnings("default")
 def test_warnings_are_one_line_each(capsys):
     code, _, err = run(capsys, "inspect", "test_vit")
     assert code == 0
@@ -258,6 +269,7 @@ def test_warnings_are_one_line_each(capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.filterwarnings("default")
 def test_names_and_warnings_do_not_steer_the_terminal(capsys, tmp_path):
     settings = ["--skip-layers", 0, "--plot", tmp_path / "plot.png"]
     code, out, err = run(capsys, "inspect", "--module", f"{__name__}:steering", *settings)

@@ -9,14 +9,16 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_weights import DTYPES, thresholds, weights
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inmerge_optim import draw_pairs, merge_kernels_, similarity_profile
-from inmerge_optim.merging import CRITERIA, blend_rows
+from inmerge_optim.drawing import draw_layers
+from inmerge_optim.merging import blend_rows, pair_cosines
+from inmerge_optim.settings import CRITERIA
 
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 PAPER = {"merge_prob": 0.3, "merge_weight": 0.8, "similarity_threshold": 0.3}
 
 
@@ -27,53 +29,26 @@ def merged(weight, seed=0, **changes):
     return weight, int(count)
 
 
-@st.composite
-def weights(draw):
-    """Weights of any shape whose kernels are similar in part, with zero, tiny, huge and non-finite ones among them."""
-    group_size, groups = draw(st.integers(1, 7)), draw(st.integers(1, 3))
-    shape = draw(st.sampled_from([(), (5,), (3, 2), (2, 3, 3), (1, 2, 2, 2)]))
-    dtype = draw(st.sampled_from(DTYPES))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    kernels = rng.normal(size=(groups * group_size, *shape)) + draw(st.sampled_from([0.0, 0.7])) * rng.normal(
-        size=shape
-    )
-    for row in range(len(kernels)):
-        kind = draw(st.sampled_from(["plain"] * 6 + ["zero", "tiny", "huge", "nan", "inf"]))
-        kernels[row] *= {"zero": 0.0, "tiny": 1e-4, "huge": 1e3}.get(kind, 1.0)
-        if kind in ("nan", "inf"):
-            kernels[row].flat[-1] = math.nan if kind == "nan" else -math.inf
-    weight = torch.tensor(kernels).to(dtype)
-    if weight.dim() == 4 and draw(st.booleans()):
-        weight = weight.to(memory_format=torch.channels_last)
-    return weight, groups
-
-
 @settings(max_examples=300, deadline=None)
 @given(
     weights(),
     st.integers(0, 2**32),
     st.sampled_from([0.0, 0.3, 1.0]),
     st.floats(0, 1),
-    st.one_of(
-        st.floats(-1, 1),
-        st.floats(-3, 6).map(lambda number: f"{number}sd"),
-        st.integers(0, 20).map(lambda number: f"q{number / 20}"),
-    ),
+    thresholds(),
     st.sampled_from(CRITERIA),
 )
 def test_merging_equals_algorithm_1_as_plain_loops(drawn, seed, merge_prob, merge_weight, threshold, criterion):
     weight, groups = drawn
-    rng = np.random.default_rng(seed)
-    picked, partners = draw_pairs(len(weight), groups, merge_prob, rng)
-    pairs = list(zip(picked.tolist(), partners.tolist(), strict=True))
+    uniforms = np.random.default_rng(seed).random(len(weight)).tolist()
+    pairs = oracle.draw(uniforms, groups, merge_prob)
+    ordered = criterion == "random_pairs" or str(threshold).startswith("q")
+    (choices,) = draw_layers([(len(weight), groups)], [merge_prob], np.random.default_rng(seed), [ordered])
+    assert pairs == list(zip(choices.picked.tolist(), choices.partners.tolist(), strict=True))
     kernels = weight.double().reshape(len(weight), -1).tolist()
-    cosines = oracle.pair_cosines(kernels, pairs)
-    tau = oracle.threshold_cosine(threshold, cosines, len(kernels[0]))
-    for cosine in cosines:  # one this near to tau may fall on either side in single precision, unless it is tau
-        own = str(threshold).startswith("q") and cosine == tau
-        assume(cosine is None or own or abs(cosine - tau) >= 1e-5)
     rule = {"merge_weight": merge_weight, "similarity_threshold": threshold, "criterion": criterion}
-    expected, changed = oracle.merge(kernels, pairs, shuffle=rng.permutation(len(pairs)).tolist(), **rule)
+    chance = {"rounding": choices.rounding, "order": choices.order.tolist()}
+    expected, changed = oracle.merge(kernels, pairs, **chance, **rule)
 
     result, count = merged(weight, seed, groups=groups, merge_prob=merge_prob, **rule)
 
@@ -82,13 +57,11 @@ def test_merging_equals_algorithm_1_as_plain_loops(drawn, seed, merge_prob, merg
     assert result.stride() == weight.stride()
     untouched = [i for i in range(len(weight)) if i not in changed]
     assert torch.equal(result[untouched].nan_to_num(7), weight[untouched].nan_to_num(7))
-    precision = torch.finfo(weight.dtype)
-    flat = torch.tensor(expected, dtype=torch.float64)[changed]
-    scale = max(1.0, flat.abs().max().item()) if changed else 1.0
-    close = torch.allclose(
-        result.double().reshape(len(weight), -1)[changed], flat, rtol=2 * precision.eps, atol=2 * precision.eps * scale
-    )
-    assert close
+    for i in changed:
+        exact = torch.tensor(expected[i], dtype=torch.float64)
+        largest = max(map(abs, kernels[i] + kernels[dict(pairs)[i]]))
+        error = (result[i].double().flatten() - exact).abs().max()
+        assert error <= 2 * torch.finfo(weight.dtype).eps * largest + torch.finfo(weight.dtype).smallest_normal
 
 
 def test_acceptance_is_strict():
@@ -139,12 +112,26 @@ def test_reads_come_from_the_weights_as_they_were():
     assert torch.allclose(result, torch.tensor([[1.0, 0.05], [1.0, 0.05]]))
 
 
-def test_any_merges_as_many_as_similar_regardless_of_cosine():
+def test_random_pairs_merges_as_many_as_similar_whatever_their_cosine():
     weight = torch.randn(64, 9, generator=torch.Generator().manual_seed(0)) + 0.3
-    similar, count = merged(weight, merge_prob=1.0)
-    any_, any_count = merged(weight, merge_prob=1.0, criterion="any")
-    assert 0 < count == any_count < 64
-    assert not torch.equal(similar, any_)
+    weight[::4, 0] = math.nan  # no merge is lost to a pair that has no cosine
+    for seed in range(20):
+        similar, count = merged(weight, seed, merge_prob=1.0)
+        random, random_count = merged(weight, seed, merge_prob=1.0, criterion="random_pairs")
+        assert 0 < count == random_count < 48
+        assert not torch.equal(similar.nan_to_num(7), random.nan_to_num(7))
+
+
+def test_random_pairs_merges_each_pair_equally_often():
+    weight = torch.tensor([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 2)
+    weight += torch.arange(12).view(6, 2) / 1e4  # so that merging changes each
+    counts, total = torch.zeros(6), 0
+    for seed in range(1000):
+        result, count = merged(weight, seed, merge_prob=1.0, criterion="random_pairs")
+        counts += (result != weight).any(1)
+        total += count
+    assert counts.sum() == total
+    assert (counts - total / 6).abs().max() < 4.5 * math.sqrt(total / 6)
 
 
 def test_merge_weight_ends():
@@ -175,7 +162,7 @@ def test_a_merge_reads_no_data_on_the_host():
 def test_standard_deviations_accept_the_normal_tail_of_random_weights(deviations, length):
     weight = torch.randn(4000, length, generator=torch.Generator().manual_seed(0))
     settings = {"merge_prob": 1.0, "merge_weight": 1.0, "similarity_threshold": f"{deviations}sd"}
-    steps = 2 if deviations < 3 else 10
+    steps = 1 if deviations < 3 else 5
     share = sum(merged(weight, seed, **settings)[1] for seed in range(steps)) / (4000 * steps)
     tail = math.erfc(deviations / math.sqrt(2)) / 2
     assert abs(share - tail) < 4.5 * math.sqrt(tail / (4000 * steps))
@@ -191,26 +178,29 @@ def test_four_standard_deviations_accept_what_the_normal_tail_says():
     assert profile.threshold == 4 / math.sqrt(4608)
 
 
-@pytest.mark.parametrize(("kernels", "merge_prob"), [(1000, 1.0), (64, 0.3), (512, 0.3)])
-def test_the_nine_tenths_quantile_accepts_a_tenth(kernels, merge_prob):
-    weight = torch.randn(kernels, 9, generator=torch.Generator().manual_seed(0))
-    settings = {"merge_prob": merge_prob, "merge_weight": 1.0, "similarity_threshold": "q0.9"}
-    steps = 50
-    drawn = [draw_pairs(kernels, 1, merge_prob, np.random.default_rng(seed))[0].size for seed in range(steps)]
-    counts = [merged(weight, seed, **settings)[1] for seed in range(steps)]
-    assert sum(counts) / sum(drawn) == pytest.approx(0.1, abs=0.004)
-    assert all(abs(count - 0.1 * pairs) <= 0.5 + 1e-9 for count, pairs in zip(counts, drawn, strict=True))
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize(("kernels", "merge_prob"), [(2, 1.0), (3, 1.0), (8, 0.3), (200, 0.3)])
+def test_a_quantile_accepts_its_share_however_few_kernels_there_are(kernels, merge_prob, share):
+    weight = torch.randn(kernels, 5, generator=torch.Generator().manual_seed(0))
+    settings = {"merge_prob": merge_prob, "merge_weight": 1.0, "similarity_threshold": f"q{share}"}
+    steps, drawn, accepted = 300, 0, 0
+    for seed in range(steps):
+        pairs = draw_pairs(kernels, 1, merge_prob, np.random.default_rng(seed))[0].size
+        _, count = merged(weight, seed, **settings)
+        assert abs(count - (1 - share) * pairs) < 1
+        drawn, accepted = drawn + pairs, accepted + count
+    assert abs(accepted - (1 - share) * drawn) < 4.5 * math.sqrt(steps * 0.25)  # the roundings' standard deviation
 
 
 def test_a_quantile_takes_the_highest_cosines_of_the_finite_pairs():
     weight = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     weight[3, 0] = math.nan
-    _, partners = draw_pairs(40, 1, 1.0, np.random.default_rng(0))
-    cosines = torch.nn.functional.cosine_similarity(weight, weight[partners]).nan_to_num(-2)
+    (pairs,) = draw_layers([(40, 1)], [1.0], np.random.default_rng(0), [True])
+    cosines = pair_cosines(weight.double(), weight[torch.from_numpy(pairs.partners)].double()).nan_to_num(-2)
     finite = int((cosines > -2).sum())
     result, count = merged(weight, merge_prob=1.0, similarity_threshold="q0.75")
     changed = (result != weight).any(1) & weight.isfinite().all(1)
-    assert changed.sum() == count == finite - round(0.75 * finite)
+    assert changed.sum() == count == finite - math.floor(0.75 * finite + pairs.rounding)
     assert cosines[changed].min() > cosines[~changed].max()
 
 
@@ -220,8 +210,19 @@ def test_few_pairs_and_equal_ones_have_quantiles_too(criterion):
     assert merged(torch.randn(1, 4), **settings)[1] == 0
     assert merged(torch.randn(8, 4), **settings | {"merge_prob": 0.0})[1] == 0
     assert merged(torch.full((8, 4), math.nan), **settings)[1] == 0
-    # No cosine is above that of all.
-    assert merged(torch.ones(8, 4), **settings)[1] == (8 if criterion == "dissimilar" else 0)
+
+
+def test_pairs_of_one_cosine_take_turns_at_a_quantile():
+    alike = torch.outer(torch.logspace(-3, 3, 9), torch.linspace(-1, 2, 31))
+    settings = {"merge_prob": 1.0, "merge_weight": 0.5, "similarity_threshold": "q0.5"}
+    counts, steps = torch.zeros(9), 1000
+    for seed in range(steps):
+        result, count = merged(alike, seed, **settings)
+        changed = (result != alike).any(1)
+        assert count == changed.sum()
+        assert count in (4, 5)
+        counts += changed
+    assert (counts - steps / 2).abs().max() < 4.5 * math.sqrt(steps / 4)
 
 
 def test_inference_and_autocast_do_not_change_the_arithmetic():
@@ -247,7 +248,7 @@ def test_inference_and_autocast_do_not_change_the_arithmetic():
             )
             for text in ("much", "0.3", "sd", "nansd", "infsd", "q", "q1.5", "q-0.1", "qnan", "q4sd", "")
         ),
-        ({"criterion": "alike"}, "criterion is 'alike', but it must be one of similar, dissimilar, any"),
+        ({"criterion": "alike"}, "criterion is 'alike', but it must be one of similar, dissimilar, random_pairs"),
         ({"groups": 3}, "groups is 3"),
     ],
 )
@@ -256,9 +257,27 @@ def test_bad_settings_are_refused(changes, message):
         merged(torch.ones(4, 2), **changes)
 
 
-def test_integer_weights_are_refused():
-    with pytest.raises(TypeError, match=r"torch.int8"):
-        merged(torch.ones(4, 2, dtype=torch.int8))
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn])
+def test_weights_of_other_numbers_are_refused(dtype):
+    with pytest.raises(TypeError, match=rf"weight is {dtype} of shape \(4, 2\), but kernels are merged in"):
+        merged(torch.ones(4, 2).to(dtype))
+
+
+def test_a_weight_without_kernels_and_an_rng_that_is_none_are_refused():
+    with pytest.raises(TypeError, match=r"of shape \(\), but kernels"):
+        merged(torch.tensor(1.0))
+    with pytest.raises(TypeError, match="rng is 0, but it must be a NumPy generator"):
+        merge_kernels_(torch.ones(4, 2), **PAPER, rng=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_finite_kernels_stay_finite_however_large(dtype):
+    largest = torch.finfo(dtype).max
+    weight = torch.tensor([[largest, largest / 2], [-largest, largest]], dtype=torch.float64).to(dtype)
+    for merge_weight in (0.0, 0.2, 0.5, 0.8, 1.0):
+        result, count = merged(weight, merge_prob=1.0, merge_weight=merge_weight, similarity_threshold=-1.0)
+        assert count == 2
+        assert result.isfinite().all()
 
 
 def test_kernels_are_picked_with_probability_p():
@@ -272,16 +291,43 @@ def test_kernels_are_picked_with_probability_p():
     assert abs(counts.sum() - 60_000) < 4 * math.sqrt(50) * deviation
 
 
-def test_partners_are_uniform_over_the_others_of_the_group():
-    rng = np.random.default_rng(0)
-    counts = np.zeros((12, 12))
-    for _ in range(6000):
-        picked, partners = draw_pairs(12, 3, 1.0, rng)
+@pytest.mark.parametrize(("kernels", "groups", "merge_prob"), [(6, 1, 0.9), (24, 1, 0.9), (4, 1, 0.34), (12, 3, 1.0)])
+def test_partners_are_uniform_over_the_others_of_the_group(kernels, groups, merge_prob):
+    rng, draws = np.random.default_rng(0), 6000
+    counts = np.zeros((kernels, kernels))
+    for _ in range(draws):
+        picked, partners = draw_pairs(kernels, groups, merge_prob, rng)
         counts[picked, partners] += 1
-    group = np.arange(12) // 4
-    allowed = (group[:, None] == group) & ~np.eye(12, dtype=bool)
+    size = kernels // groups
+    group = np.arange(kernels) // size
+    allowed = (group[:, None] == group) & ~np.eye(kernels, dtype=bool)
     assert counts[~allowed].sum() == 0
-    assert np.abs(counts[allowed] - 2000).max() < 4.5 * math.sqrt(6000 * (1 / 3) * (2 / 3))
+    expected = draws * merge_prob / (size - 1)
+    chi_squared = ((counts[allowed] - expected) ** 2 / expected).sum()
+    freedom = allowed.sum()
+    assert abs(chi_squared - freedom) < 4.5 * math.sqrt(2 * freedom)
+
+
+def test_layers_drawn_together_have_each_its_own_uniforms_in_their_order():
+    layers, probs = [(6, 1), (8, 4), (5, 5), (0, 1), (9, 3)], [0.5, 1.0, 1.0, 1.0, 0.0]
+    drawn = draw_layers(layers, probs, np.random.default_rng(3), [False] * 5)
+    uniforms = np.random.default_rng(3).random(28).tolist()
+    for pairs, (kernels, groups), prob in zip(drawn, layers, probs, strict=True):
+        own, uniforms = uniforms[:kernels], uniforms[kernels:]
+        expected = oracle.draw(own, groups, prob)
+        assert list(zip(pairs.picked.tolist(), pairs.partners.tolist(), strict=True)) == expected
+        assert pairs.order.size == 0
+    assert len({pairs.rounding for pairs in drawn}) == 5
+
+
+def test_the_pairs_do_not_depend_on_whether_an_order_is_drawn():
+    layers, probs = [(40, 1), (30, 2)], [0.5, 0.5]
+    plain, ordered = (draw_layers(layers, probs, np.random.default_rng(0), [wish] * 2) for wish in (False, True))
+    for pairs, other in zip(plain, ordered, strict=True):
+        assert np.array_equal(pairs.picked, other.picked)
+        assert np.array_equal(pairs.partners, other.partners)
+        assert pairs.rounding == other.rounding
+        assert sorted(other.order.tolist()) == list(range(pairs.picked.size))
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**32))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import pickle
 import warnings
 
 import numpy as np
+import oracle
 import pytest
 import timm
 import timm.optim
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
-from inmerge_optim import InMergeOptimizer, NoMergeWarning, draw_pairs, merge_kernels_
+from inmerge_optim import InMergeOptimizer, NoMergeWarning, merge_kernels_
+from inmerge_optim.optimizer import _generator
 
 MERGE_ALL = {"merge_prob": 1.0, "similarity_threshold": -1.0}
 
@@ -57,6 +61,12 @@ def train(model, optimizer, steps=5, start=0):
 def wrap(model, base=None, **settings):
     base = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) if base is None else base
     return InMergeOptimizer(base, model, **{"skip_layers": 1, **settings})
+
+
+def step_rng(seed, step, names=("3", "5")):
+    """Return the generator of a step: one uniform number per kernel comes first, in the order of the layers."""
+    key = repr((seed, "step", step, *names)).encode()
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(key).digest(), "little"))
 
 
 def equal(a, b):
@@ -136,12 +146,12 @@ def test_each_step_is_the_bases_step_and_then_a_merge_of_each_selected_layer():
     optimizer = wrap(wrapped, similarity_threshold=0.0, merge_prob=0.7, seed=3)
     for step in range(4):
         train(expected, base, 1, start=step)
-        rng = np.random.default_rng(np.random.SeedSequence((3, step)))
-        draws = [draw_pairs(8, 2, 0.7, rng), draw_pairs(12, 1, 0.7, rng)]
-        for place, (picked, partners) in zip((3, 5), draws, strict=True):
+        uniforms = step_rng(3, step).random(20).tolist()
+        draws = [oracle.draw(uniforms[:8], 2, 0.7), oracle.draw(uniforms[8:], 1, 0.7)]
+        for place, pairs in zip((3, 5), draws, strict=True):
             weight = expected[place].weight.detach()
             before = weight.clone()
-            for i, j in zip(picked, partners, strict=True):
+            for i, j in pairs:
                 if torch.cosine_similarity(before[i].flatten(), before[j].flatten(), dim=0) > 0:
                     weight[i] = torch.lerp(before[i], before[j], 0.2)
         train(wrapped, optimizer, 1, start=step)
@@ -162,12 +172,12 @@ def test_biases_norms_and_optimizer_state_stay_as_the_base_left_them():
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
 
-@pytest.mark.parametrize("criterion", ["similar", "dissimilar", "any"])
-def test_the_cosines_of_merged_pairs_are_summed(criterion):
+@pytest.mark.parametrize("criterion", ["similar", "dissimilar", "random_pairs"])
+def test_counts_have_the_mean_cosine_of_the_merged_pairs(criterion):
     model = small_cnn()
     optimizer = wrap(model, merge_prob=0.7, similarity_threshold=0.0, criterion=criterion, seed=3)
-    assert optimizer.merged_cosines() == {"3": 0, "5": 0}
-    expected, merges = 0.0, 0
+    assert optimizer.merge_counts()["5"] == {"drawn": 0, "merged": 0, "mean_cosine": None}
+    cosines = []
     twin = small_cnn()
     base = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
     for step in range(4):
@@ -175,15 +185,13 @@ def test_the_cosines_of_merged_pairs_are_summed(criterion):
         train(twin, base, 1, start=step)  # the weights as the base leaves them, from which the cosines are taken
         train(model, optimizer, 1, start=step)
         before, after = (net[5].weight.detach().flatten(1) for net in (twin, model))
-        rng = np.random.default_rng(np.random.SeedSequence((3, step)))
-        draw_pairs(8, 2, 0.7, rng)
-        for i, j in zip(*draw_pairs(12, 1, 0.7, rng), strict=True):
+        for i, j in oracle.draw(step_rng(3, step).random(20).tolist()[8:], 1, 0.7):
             if not torch.equal(before[i], after[i]):
-                expected += torch.cosine_similarity(before[i].double(), before[j].double(), dim=0).item()
-                merges += 1
-    assert optimizer.merge_counts()["5"]["merged"] == merges > 0
-    assert optimizer.merged_cosines()["5"] == pytest.approx(expected, abs=1e-6)
-    assert copy.deepcopy(optimizer).merged_cosines() == optimizer.merged_cosines()
+                cosines.append(torch.cosine_similarity(before[i].double(), before[j].double(), dim=0).item())
+    counts = optimizer.merge_counts()["5"]
+    assert counts["merged"] == len(cosines) > 0
+    assert counts["mean_cosine"] == pytest.approx(sum(cosines) / len(cosines), abs=1e-6)
+    assert copy.deepcopy(optimizer).merge_counts() == optimizer.merge_counts()
 
 
 def test_draws_are_the_same_whatever_other_layers_do():
@@ -211,6 +219,27 @@ def test_the_global_generators_are_left_alone():
     assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
 
 
+def test_no_two_seeds_steps_or_models_share_their_draws():
+    drawn = {}
+    for names in (("a", "b"), ("ab", ""), ("a", "c")):
+        for seed in (0, 1, 2**32, 2**32 + 1):
+            for kind, number in (("step", 0), ("step", 1), ("step", 2**32), ("round", 0)):
+                drawn[seed, kind, number, names] = _generator(seed, kind, number, *names).random(4).tobytes()
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_two_networks_of_one_seed_draw_apart_unless_their_layers_have_the_same_names():
+    """A generator and a discriminator, say; the two of an ensemble are told to take seeds of their own."""
+    plain, nested, twin = small_cnn(), nn.Sequential(small_cnn()), small_cnn()
+    for model, names in ((plain, ["3", "5"]), (nested, ["0.3", "0.5"]), (twin, ["3", "5"])):
+        optimizer = wrap(model, torch.optim.SGD(model.parameters(), lr=1e-30), names=names, merge_prob=0.5)
+        optimizer.similarity_threshold = -1.0
+        backward(model)
+        optimizer.step()
+    assert equal(plain, twin)
+    assert not equal(plain, nested[0])
+
+
 def test_seeds_and_steps_give_other_draws():
     weights = {}
     for seed in (0, 1):
@@ -227,14 +256,14 @@ def test_seeds_and_steps_give_other_draws():
 
 def test_controls_merge_the_pairs_that_they_name():
     counts = {}
-    for criterion in ("similar", "dissimilar", "any"):
+    for criterion in ("similar", "dissimilar", "random_pairs"):
         model = small_cnn()
         optimizer = wrap(model, merge_prob=1.0, similarity_threshold=0.0, criterion=criterion)
         backward(model)
         optimizer.step()
         counts[criterion] = [count["merged"] for count in optimizer.merge_counts().values()]
         assert [count["drawn"] for count in optimizer.merge_counts().values()] == [8, 12]
-    assert counts["similar"] == counts["any"]
+    assert counts["similar"] == counts["random_pairs"]
     assert [a + b for a, b in zip(counts["similar"], counts["dissimilar"], strict=True)] == [8, 12]
 
 
@@ -247,9 +276,15 @@ def test_settings_may_change_between_steps_and_are_checked_when_set():
     optimizer.merge_prob, optimizer.merge_weight, optimizer.similarity_threshold = 1.0, 0.5, -1.0
     train(model, optimizer, 1)
     assert [count["merged"] for count in optimizer.merge_counts().values()] == [8, 12]
-    with pytest.raises(ValueError, match="merge_weight is 2, but it must be a number from 0 to 1"):
-        optimizer.merge_weight = 2
-    assert optimizer.merge_weight == 0.5
+    for name, value, message in [
+        ("merge_weight", 2, "merge_weight is 2, but it must be a number from 0 to 1"),
+        ("criterion", "disimilar", "criterion is 'disimilar', but it must be one of similar, dissimilar, random_pairs"),
+        ("seed", -5, "seed is -5, but it must be an int from 0"),
+    ]:
+        before = getattr(optimizer, name)
+        with pytest.raises(ValueError, match=message):
+            setattr(optimizer, name, value)
+        assert getattr(optimizer, name) == before
 
 
 def test_thresholds_that_fit_each_layer_may_be_set_between_steps():
@@ -309,6 +344,20 @@ def test_a_model_without_kernels_to_merge_is_refused(build, message):
             InMergeOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model)
 
 
+def test_parameters_in_place_of_the_model_are_refused():
+    model = small_cnn()
+    with pytest.raises(TypeError, match=r"model is a generator, but it must be the torch.nn.Module whose parameters"):
+        wrap(model.parameters(), torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_weights_that_are_no_plain_numbers_are_refused_by_the_name_of_their_layer(dtype):
+    model = small_cnn()
+    model[5].weight = nn.Parameter(model[5].weight.detach().to(dtype))
+    with pytest.raises(TypeError, match=f"5 has a {str(dtype).removeprefix('torch.')} weight, but kernels"):
+        wrap(model, names=["3", "5"])
+
+
 def test_an_optimizer_of_another_model_is_refused():
     with pytest.raises(ValueError, match="none of the selected layers of Sequential has its weight in the optimizer"):
         wrap(small_cnn(), torch.optim.SGD(small_cnn().parameters(), lr=0.1))
@@ -318,7 +367,8 @@ def test_layers_say_what_is_bound():
     model = small_cnn()
     model[3].weight.requires_grad_(False)
     base = torch.optim.SGD([p for name, p in model.named_parameters() if name != "5.weight"], lr=0.1)
-    layers = {layer.name: layer for layer in wrap(model, base).layers}
+    with pytest.warns(UserWarning, match="1 of the 2 layers selected for merging are not in the optimizer.*: 5;"):
+        layers = {layer.name: layer for layer in wrap(model, base).layers}
     assert (layers["0"].selected, layers["0"].reason) == (False, "shallow")
     assert (layers["3"].selected, layers["3"].reason) == (True, "frozen")
     assert (layers["5"].selected, layers["5"].reason) == (False, "not in the optimizer")
@@ -354,13 +404,12 @@ def test_no_warning_where_kernels_merge():
 
 def test_merge_kernels_is_one_step_of_the_wrapper():
     wrapped, by_hand = small_cnn(), small_cnn()
-    optimizer = wrap(
-        wrapped, torch.optim.SGD(wrapped[5:].parameters(), lr=0.1), merge_prob=0.5, similarity_threshold=0.0
-    )
+    base = torch.optim.SGD(wrapped[5:].parameters(), lr=0.1)
+    optimizer = wrap(wrapped, base, names=["5"], merge_prob=0.5, similarity_threshold=0.0)
     base = torch.optim.SGD(by_hand[5:].parameters(), lr=0.1)
     train(wrapped, optimizer, 1)
     train(by_hand, base, 1)
-    rng = np.random.default_rng(np.random.SeedSequence((0, 0)))
+    rng = step_rng(0, 0, names=["5"])
     merge_kernels_(by_hand[5].weight, merge_prob=0.5, merge_weight=0.8, similarity_threshold=0.0, rng=rng)
     assert equal(wrapped[5:], by_hand[5:])
 
@@ -378,3 +427,36 @@ def test_checkpoints_resume_to_the_bit():
     second.load_state_dict(saved[1])
     train(resumed, second, 3, start=3)
     assert equal(straight, resumed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: parametrize.register_parametrization(layer, "weight", nn.Tanh()),
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+    ],
+    ids=["parametrized", "pruned"],
+)
+def test_a_weight_that_is_parametrized_or_pruned_after_wrapping_is_left_alone_from_then_on(change):
+    merged, plain = small_cnn(), small_cnn()
+    optimizer = wrap(merged, **MERGE_ALL)
+    base = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
+    for model in (merged, plain):
+        change(model[5])
+    train(merged, optimizer, 1)
+    train(plain, base, 1)
+    (original,) = (value for name, value in merged[5].named_parameters() if name.endswith(("original", "weight_orig")))
+    assert any(torch.equal(original, value) for value in plain[5].parameters())
+    assert optimizer.merge_counts()["5"]["drawn"] == 0
+    assert optimizer.merge_counts()["3"]["drawn"] == 8
+    assert {layer.name: layer.reason for layer in optimizer.layers}["5"] == "parametrized"
+
+
+def test_a_pickle_is_no_larger_than_the_base_and_needs_no_module():
+    model = small_cnn()
+    model[0].register_forward_hook(lambda module, args, output: None)  # can't be pickled
+    optimizer = wrap(model)
+    train(model, optimizer, 1)
+    base, wrapper = len(pickle.dumps(optimizer.base_optimizer)), len(pickle.dumps(optimizer))
+    assert wrapper < base + 10_000
+    assert pickle.loads(pickle.dumps(optimizer)).merge_counts() == optimizer.merge_counts()

@@ -15,6 +15,8 @@ from .errors import InputError, first_line, is_main_process, near_names
 from .files import read_yaml
 
 BASELINE = "baseline"  # the arm that the others are compared with
+MARGIN = 0.005
+MARGIN_CHOSEN = "margin_chosen"  # what config.yaml says beside the options
 _LARGEST_SEED = 2**32 - 1  # of scikit-learn's generators
 # Beyond these a mistake is likelier than a wish, and a machine runs out of memory or of processes.
 _AT_MOST = {"image_size": 4096, "prepare_size": 4096, "workers": 512, "prepare_workers": 512}
@@ -47,6 +49,12 @@ class Options:
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
     arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
+    primary_metric: Literal["auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "brier"] = "auroc"
+    """The metric that the verdict is about; of log_loss and brier lower is better."""
+    margin: float | None = None
+    """The smallest difference in it that matters. None: 0.005, and the report says that it was not chosen."""
+    planned_seeds: int | None = None
+    """How many seeds there will be in the end, where they are run a few at a time: verdicts before that are interim."""
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulation steps."""
     opt: str = "sgd"
@@ -96,6 +104,8 @@ class Options:
     """Compile the model with torch.compile."""
     grad_checkpointing: bool = False
     """Compute activations again in the backward pass, which saves memory, where the model can."""
+    drop_twins: bool = False
+    """Leave an image that lies in several splits, by its pixels, or a patient who does, in the last of them alone."""
     limit_train: int | None = None
     """Train on so many images, drawn by --split-seed, for a dry run."""
     workers: int = 0
@@ -159,6 +169,8 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
         content = read_yaml(path)
     except InputError as error:
         raise InputError(f"--config {error}: give an existing YAML file") from error
+    if content.pop(MARGIN_CHOSEN, None) is False:  # in the config.yaml of a run whose margin is the default
+        content.pop("margin", None)
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
@@ -195,7 +207,7 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{_flag(name)} must be a finite number, not {value}")
         if name in _AT_MOST and value is not None and value > _AT_MOST[name]:
             raise InputError(f"--{_flag(name)} must be at most {_AT_MOST[name]}, not {value}")
-    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train"):
+    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
@@ -203,7 +215,7 @@ def check_options(options: Options) -> None:
         raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
     if not 0 <= options.smoothing < 1:
         raise InputError(f"--smoothing must be at least 0 and below 1, not {options.smoothing}")
-    _check_seeds(options.seeds)
+    _check_seeds(options)
     if options.checkpoint and not options.pretrained:
         raise InputError(
             "--checkpoint gives pretrained weights and --no-pretrained forbids them: leave out one of both"
@@ -221,13 +233,18 @@ def check_options(options: Options) -> None:
         raise InputError(f"--warmup-epochs {options.warmup_epochs} is longer than --epochs {options.epochs}")
 
 
-def _check_seeds(seeds: tuple[int, ...]) -> None:
+def _check_seeds(options: Options) -> None:
+    seeds, planned = options.seeds, options.planned_seeds
     if not seeds:
         raise InputError("--seeds needs at least one seed")
     if len(set(seeds)) < len(seeds):
         raise InputError(f"--seeds {' '.join(map(str, seeds))} names a seed twice: a repeated run adds no evidence")
     if min(seeds) < 0:
         raise InputError(f"--seeds must not be negative, and {min(seeds)} is")
+    if planned is not None and planned < len(seeds):
+        raise InputError(
+            f"--planned-seeds {planned} is fewer than the {len(seeds)} of --seeds: a plan holds for all that are run"
+        )
     if max(seeds) > _LARGEST_SEED:
         raise InputError(f"--seeds must be at most {_LARGEST_SEED}, and {max(seeds)} is more")
 
@@ -237,10 +254,11 @@ def _flag(name: str) -> str:
 
 
 def as_plain(options: Options) -> dict[str, Any]:
-    """The options as YAML knows them: paths as text, tuples as lists."""
+    """The options as YAML knows them: paths as text, tuples as lists; and the margin that holds, chosen or not."""
     plain = {}
     for name, value in dataclasses.asdict(options).items():
         plain[name] = (
             os.fspath(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         )
-    return plain
+    chosen = options.margin is not None
+    return plain | {"margin": options.margin if chosen else MARGIN, MARGIN_CHOSEN: chosen}

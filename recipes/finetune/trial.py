@@ -12,16 +12,18 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
+from .data.twins import settle_leaks
 from .errors import InputError, damage_told, first_line
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
-from .runs.layout import CONFIG, REPORT, SUMMARY, TENSORBOARD
+from .runs.layout import CONFIG, REPORT, TENSORBOARD
 from .runs.lock import hold_run
+from .runs.looks import record_look
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, launch_of, write_settings
-from .runs.summaries import write_summary
+from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
+from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
 from .training.averages import has_batch_norm
@@ -120,10 +122,10 @@ def _run_or_go_on(
     launch = launch_of(accelerator)
     with damage_told(run):
         check_run_folder(run, options, launch)
-    finished_before = (run / SUMMARY).exists()
-    if not finished_before:
+        judged_before = _is_judged(run, options)
+    if not judged_before:
         with accelerator.main_process_first() if main_first else nullcontext():
-            data = _limit_train(options, load_data())
+            data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
         _check_data(options, data, per_process)
         with damage_told(run):
             check_same_data(run, data)
@@ -136,18 +138,28 @@ def _run_or_go_on(
             for arm in options.arms:
                 run_stage(accelerator, options, data, arm_stage(options, run, seed, arm))
         if accelerator.is_main_process:
+            record_look(run, options.seeds, options.arms, package_versions())
             finished = FinishedRun(run)
             if add_sections:
                 write_sections(run, add_sections(finished, options, data))
+            (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
             write_summary(run, finished.summary)
             write_report(finished)
     if accelerator.is_main_process:
-        with damage_told(run) if finished_before else nullcontext():
+        with damage_told(run) if judged_before else nullcontext():
             if not (run / REPORT).exists():  # it was killed right after the summary
                 write_report(FinishedRun(run))
             print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _is_judged(run: Path, options: Options) -> bool:
+    """Whether the run has a summary of all the seeds and arms that are asked for."""
+    summary = read_summary(run)
+    if summary is None:
+        return False
+    return set(summary["seeds"]) == set(options.seeds) and set(summary["arms"]) == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:
@@ -190,6 +202,13 @@ def _images_per_pass(options: Options, processes: int) -> int:
             f"{options.grad_accum_steps} accumulation steps: choose a multiple of {parts}"
         )
     return options.batch_size // parts
+
+
+def _settle_leaks(accelerator: Accelerator, options: Options, data: ImageData) -> ImageData:
+    data, sentences = settle_leaks(data, options.drop_twins)
+    for sentence in sentences:
+        accelerator.print(f"{sentence}.")
+    return data
 
 
 def _limit_train(options: Options, data: ImageData) -> ImageData:

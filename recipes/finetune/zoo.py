@@ -1,6 +1,7 @@
 """What a zoo's trials say together: expected against counted merges, one table, one picture."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,16 @@ from inmerge_optim import similarity_profile
 from .data.images import ImageData
 from .errors import InputError, damage_told
 from .files import GENERATOR, check_written_here, read_json, storage_errors, write_csv, write_json, write_text
-from .judging.intervals import LEVEL, holm
+from .judging.formatting import bounds, with_bounds
+from .judging.intervals import LEVEL
+from .judging.metrics import title_of
+from .judging.pooling import Pooled, holm, pool
 from .judging.summary import total_merges
 from .options import BASELINE, Options
 from .reports.style import (
-    SIGNED,
     difference_legend,
     difference_rows,
+    interval_text,
     new_figure,
     number_text,
     plain_text,
@@ -33,24 +37,37 @@ from .training.models import load_model
 
 TABLE, PAGE, PICTURE = "zoo.csv", "zoo.md", "zoo.png"
 EXPECTED = "expected_merges.json"
+FAMILY = "family.json"
+POOLED = "pooled.json"
 ERROR_SUFFIX = ".error.json"
 _COLUMNS = (
-    *("dataset", "model", "arm", "skip_layers", "seeds", "baseline_auroc", "auroc"),
-    *("difference", "low", "high", "p", "p_adjusted", "bootstrap_low", "bootstrap_high"),
+    *("dataset", "model", "arm", "skip_layers", "seeds", "metric", "baseline", "value", "outcome"),
+    *("difference", "low", "high", "p", "p_adjusted", "t_low", "t_high", "bootstrap_low", "bootstrap_high"),
     *("drawn", "merged", "merge_rate", "expected_merges", "cost"),
 )
-_INTERVALS = ("mean", "low", "high", "p", "bootstrap_low", "bootstrap_high")
 _HEADER = (
-    *("data", "model", "arm", "baseline AUROC", "difference", "over seeds", "over the test set", "adjusted p"),
-    *("merge rate", "merged", "expected", "cost"),
+    *("data", "model", "arm", "baseline", "difference", "over seeds alone", "over the test set alone", "verdict"),
+    *("Holm's p", "merge rate", "merged", "expected", "cost"),
 )
 _LEGEND = f"""\
-Test AUROC at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its
-{LEVEL:.0%} paired t interval over seeds (training noise) and its bootstrap interval over test cases (test-set noise).
-adjusted p: of the t test, by Holm over all rows. merged: pairs, over all seeds; expected: what the weights at the start
-of the arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the
-baseline's.
+On test, at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its {LEVEL:.0%}
+interval over seeds and test cases; beside it the paired t interval over seeds (training noise) and the bootstrap
+interval over test cases (test-set noise). verdict: of that trial alone. Holm's p: within the comparisons that the zoo
+was begun with, whatever else stands here. merged: pairs, over all seeds; expected: what the weights at the start of the
+arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the baseline's.
 """
+
+
+def declare_family(zoo: Path, members: Sequence[str]) -> None:
+    """Record which comparisons share one error, once, before any of them is made; see `member`."""
+    with FileLock(zoo / "zoo.lock"):
+        if not (zoo / FAMILY).exists():
+            write_json(zoo / FAMILY, list(members))
+
+
+def member(dataset: str, model: str, arm: str) -> str:
+    """The name of a comparison in the family."""
+    return f"{dataset}-{model}-{arm}"
 
 
 def count_expected_merges(run: FinishedRun, options: Options, data: ImageData) -> list[Section]:
@@ -91,7 +108,7 @@ def check_zoo(zoo: Path) -> None:
 
 
 def write_zoo(zoo: Path) -> str:
-    """Make zoo.csv, zoo.md and zoo.png of all cells in a zoo's folder, whoever ran them, and return zoo.md.
+    """Make zoo.csv, zoo.md, zoo.png and pooled.json of all cells in a zoo's folder, whoever ran them; return zoo.md.
 
     One process at a time, so that the last of several jobs to end leaves the table of all of them. A cell that can't be
     read is named, and the others have their rows.
@@ -106,15 +123,42 @@ def write_zoo(zoo: Path) -> str:
                     rows += _rows(cell)
             except InputError as error:
                 notes.append(f"- {cell.name}: not in the table, {error}")
-        adjusted = holm({str(place): row["difference"]["p"] for place, row in enumerate(rows)})
-        for place, row in enumerate(rows):
-            row["p_adjusted"] = adjusted[str(place)]
+        _adjust(zoo, rows)
         write_csv(zoo / TABLE, _COLUMNS, [_cells(row) for row in rows])
-        text = _markdown(rows, [*notes, *_notes(zoo)])
+        pooled = {arm: _pool([row for row in rows if row["arm"] == arm]) for arm in _unique(rows, "arm")}
+        write_json(zoo / POOLED, {arm: asdict(p) for arm, p in pooled.items() if isinstance(p, Pooled)})
+        text = _markdown(rows, [*notes, *_notes(zoo)], pooled)
         write_text(zoo / PAGE, text)
         if rows:
             _draw(zoo / PICTURE, rows)
     return text
+
+
+def _adjust(zoo: Path, rows: list[dict[str, Any]]) -> None:
+    """Put Holm's p into the rows: within the declared family, and none for what was added to it."""
+    found = {member(row["dataset"], row["model"], row["arm"]): row for row in rows}
+    declared = read_json(zoo / FAMILY, list) if (zoo / FAMILY).exists() else []
+    adjusted = holm({name: found[name]["difference"]["p"] if name in found else None for name in declared})
+    for name, row in found.items():
+        row["p_adjusted"] = adjusted.get(name)
+
+
+def _pool(rows: list[dict[str, Any]]) -> Pooled | str:
+    """One arm's difference over data sets, or why there is none."""
+    metrics = _unique(rows, "metric")
+    if len(metrics) > 1:
+        return f"the trials have different primary metrics ({', '.join(metrics)})"
+    errors = [row["difference"]["standard_error"] for row in rows]
+    if None in errors:
+        return "some trials have one seed, or a test set that leaves the metric undefined"
+    try:
+        return pool([row["difference"]["mean"] for row in rows], errors, [row["dataset"] for row in rows])
+    except ValueError as reason:
+        return str(reason)
+
+
+def _unique(rows: list[dict[str, Any]], key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in rows))
 
 
 def _rows(cell: Path) -> list[dict[str, Any]]:
@@ -122,24 +166,26 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
     summary = current_summary(cell)
     if summary is None:
         return []
-    run = FinishedRun(cell)
+    run, metric = FinishedRun(cell), summary["rule"]["metric"]
     # Not there where another recipe has finished the trial.
     expected = read_json(cell / EXPECTED) if (cell / EXPECTED).exists() else {}
+    outcomes = {found["arm"]: found["outcome"] for found in summary["verdicts"] if found["reference"] == BASELINE}
     rows = []
-    for arm in run.other_arms:
+    for arm, differences in summary["differences"].items():
         drawn, merged = total_merges(summary["merges"].get(arm, {})).values()
-        difference = summary["differences"][arm]["auroc"]
         rows.append(
             {
                 "dataset": run.options["dataset"],
                 "model": run.options["model"],
                 "arm": arm,
                 "skip_layers": run.options["skip_layers"],
-                "seeds": len(run.seeds),
-                "baseline_auroc": _number(summary["arms"][BASELINE]["auroc"]["mean"]),
-                "auroc": _number(summary["arms"][arm]["auroc"]["mean"]),
-                "difference": {name: _number(difference[name]) for name in _INTERVALS}
-                | {"values": [_number(value) for value in difference["values"]]},
+                "seeds": len(summary["seeds"]),
+                "metric": metric,
+                "baseline": _number(summary["arms"][BASELINE][metric]["mean"]),
+                "value": _number(summary["arms"][arm][metric]["mean"]),
+                "outcome": outcomes[arm],
+                "difference": {name: _number(value) for name, value in differences[metric].items() if name != "values"}
+                | {"values": [_number(value) for value in differences[metric]["values"]]},
                 "drawn": drawn,
                 "merged": merged,
                 "merge_rate": merged / drawn if drawn else None,
@@ -172,10 +218,15 @@ def _cells(row: dict[str, Any]) -> list[Any]:
     return [flat[column] for column in _COLUMNS]
 
 
-def _markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
+def _markdown(rows: list[dict[str, Any]], notes: list[str], pooled: dict[str, Pooled | str]) -> str:
+    metrics = ", ".join(title_of(metric) for metric in _unique(rows, "metric"))
     table = [_line(_HEADER), _line(["---"] * len(_HEADER)), *(_line(_texts(row)) for row in rows)]
-    lines = [f"<!-- by {GENERATOR} -->", "# Model zoo", "", *table, ""]
-    return "\n".join([*lines, *(plain_text(note) for note in notes), *([""] if notes else []), _LEGEND])
+    lines = [f"<!-- by {GENERATOR} -->", f"# Model zoo{f', {metrics}' if metrics else ''}", "", *table, ""]
+    over_datasets = [f"- {arm}: {_pooled_text(found)}" for arm, found in pooled.items()]
+    if over_datasets:
+        over_datasets = ["## Over data sets", "", *over_datasets, ""]
+    plain = [plain_text(note) for note in notes]
+    return "\n".join([*lines, *plain, *([""] if notes else []), *over_datasets, _LEGEND])
 
 
 def _notes(zoo: Path) -> list[str]:
@@ -189,6 +240,16 @@ def _notes(zoo: Path) -> list[str]:
     ]
 
 
+def _pooled_text(found: Pooled | str) -> str:
+    if isinstance(found, str):
+        return f"not pooled, {found}"
+    return (
+        f"{with_bounds(found.mean, found.low, found.high)} over {found.datasets} data sets ({LEVEL:.0%}, Hartung and "
+        f"Knapp); on one more data set {bounds(found.prediction_low, found.prediction_high)}; tau squared between data "
+        f"sets {found.tau_squared:.2g}"
+    )
+
+
 def _line(cells: Iterable[str]) -> str:
     texts = [plain_text(cell).replace("|", "\\|") for cell in cells]
     return f"| {' | '.join(texts)} |"
@@ -197,10 +258,11 @@ def _line(cells: Iterable[str]) -> str:
 def _texts(row: dict[str, Any]) -> list[str]:
     difference = row["difference"]
     cells = [
-        *(row["dataset"], row["model"], row["arm"], number_text(row["baseline_auroc"], "{:.4f}")),
-        number_text(difference["mean"], SIGNED),
-        range_text(difference["low"], difference["high"]),
+        *(row["dataset"], row["model"], row["arm"], number_text(row["baseline"], "{:.4f}")),
+        interval_text(difference["mean"], (difference["low"], difference["high"])),
+        range_text(difference["t_low"], difference["t_high"]),
         range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
+        row["outcome"],
         number_text(row["p_adjusted"], "{:.2g}"),
         number_text(row["merge_rate"], "{:.2%}"),
         str(row["merged"]) if row["drawn"] else None,
@@ -212,8 +274,7 @@ def _texts(row: dict[str, Any]) -> list[str]:
 
 def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
     """The differences, a panel per data set."""
-    datasets = list(dict.fromkeys(row["dataset"] for row in rows))
-    several = len({row["arm"] for row in rows}) > 1
+    datasets, several = _unique(rows, "dataset"), len(_unique(rows, "arm")) > 1
     grouped = {name: [row for row in rows if row["dataset"] == name] for name in datasets}
     heights = [len(group) + 0.6 for group in grouped.values()]
     figure, panels = new_figure(
@@ -223,7 +284,9 @@ def _draw(path: Path, rows: list[dict[str, Any]]) -> None:
         labels = [f"{row['model']}, {row['arm']}" if several else row["model"] for row in group]
         difference_rows(axes, list(zip(labels, (row["difference"] for row in group), strict=True)))
         axes.set_title(name, fontsize="medium", loc="left")
-    panels.flat[-1].set_xlabel(f"test AUROC, {'arm' if several else rows[0]['arm']} minus baseline")
+    panels.flat[-1].set_xlabel(
+        f"test {title_of(rows[0]['metric'])}, {'arm' if several else rows[0]['arm']} minus baseline"
+    )
     difference_legend(figure)
     write_figure(path, figure)
 

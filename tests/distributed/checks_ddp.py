@@ -177,11 +177,12 @@ def load(path: Any, model: nn.Module) -> InMergeOptimizer:
 
 
 def check_differing_replicas_are_named_on_both_ranks() -> None:
-    optimizer = wrap(make_model())
+    model = make_model()
+    optimizer = wrap(model)
     with torch.no_grad():
-        optimizer.layers[0].module.weight[0] += dist.get_rank()  # not selected: none of its business
-        optimizer.layers[2].module.weight[0, 0, 0, 0] *= 1 + 1e-6 * dist.get_rank()
-        optimizer.layers[3].module.weight[0] += dist.get_rank()
+        model[0].weight[0] += dist.get_rank()  # not selected: none of its business
+        model[4].weight[0, 0, 0, 0] *= 1 + 1e-6 * dist.get_rank()
+        model[6].weight[0] += dist.get_rank()
     with pytest.raises(RuntimeError, match="the weight of 4 differs between rank 0 and rank 1"):
         check_replicas(optimizer)
 

@@ -50,6 +50,16 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(*bits)
 
 
+def assert_same_counts(found: dict[str, dict[str, Any]], expected: dict[str, dict[str, Any]]) -> None:
+    """Assert that two merge_counts() are the same; cosines may differ by what rows in other tensors are rounded by."""
+    assert sum(count["merged"] for count in expected.values()) > 0, "nothing merged: the check shows nothing"
+    assert found.keys() == expected.keys()
+    for layer, count in expected.items():
+        assert (found[layer]["drawn"], found[layer]["merged"]) == (count["drawn"], count["merged"]), layer
+        assert (count["mean_cosine"] is None) == (found[layer]["mean_cosine"] is None), layer
+        assert abs((found[layer]["mean_cosine"] or 0) - (count["mean_cosine"] or 0)) < 1e-6, layer
+
+
 class Still(torch.optim.SGD):
     """A base that leaves the weights where they are, so that a step is a merge and nothing else."""
 
@@ -83,8 +93,4 @@ class OneProcess:
         """Assert that the weights are those that one process gives, and that both tell the same of the merges."""
         for (name, mine), theirs in zip(self.model.named_parameters(), self._theirs(), strict=True):
             assert same_bits(mine, whole(theirs)), f"{name} is not what one process gives"
-        counts = self.optimizer.merge_counts()
-        assert counts == self.twin.merge_counts()
-        cosines, expected = self.optimizer.merged_cosines(), self.twin.merged_cosines()
-        assert all(abs(cosines[layer] - expected[layer]) < 1e-5 for layer in expected), (cosines, expected)
-        assert sum(count["merged"] for count in counts.values()) > 0, "nothing merged: the check shows nothing"
+        assert_same_counts(self.optimizer.merge_counts(), self.twin.merge_counts())

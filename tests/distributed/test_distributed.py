@@ -53,8 +53,10 @@ def test_check_replicas_refuses_other_optimizers():
 
 
 @pytest.mark.parametrize("groups", ["one group", "a group for each parameter"])
-def test_flattened_parameters_are_refused_before_the_base_steps(groups):
+def test_flattened_parameters_are_refused_before_the_base_steps(groups, monkeypatch):
     """DeepSpeed's ZeRO 1 and 2 put this rank's part of one flat parameter in the place of a group's parameters."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     model = make_model()
     parameters = list(model.parameters())
     grouped = [parameters] if groups == "one group" else [[parameter] for parameter in parameters]

@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import finetune.training.stage
 import model_zoo
 import pytest
 import torch
+from finetune.judging.pooling import holm, pool
+from finetune.zoo import write_zoo
 from small_runs import content_of, run_digits, run_recipe
 
 RECIPES = Path(model_zoo.__file__).parent
@@ -63,9 +67,9 @@ def test_the_table_has_a_row_per_cell_with_the_figures_of_its_trial(zoo: Path) -
         summary = json.loads((zoo / name / "summary.json").read_text())
         difference = summary["differences"]["inmerge"]["auroc"]
         assert float(row["difference"]) == difference["mean"]
-        for key in ("low", "high", "bootstrap_low", "bootstrap_high"):
+        for key in ("low", "high", "t_low", "t_high", "bootstrap_low", "bootstrap_high", "p"):
             assert float(row[key]) == difference[key]
-        assert float(row["p"]) == difference["p"] <= float(row["p_adjusted"])
+        assert (row["metric"], row["outcome"]) == ("auroc", summary["verdicts"][0]["outcome"])
         merges = summary["merges"]["inmerge"].values()
         assert int(row["merged"]) == sum(count["merged"] for count in merges)
         assert float(row["merge_rate"]) == int(row["merged"]) / sum(count["drawn"] for count in merges)
@@ -75,6 +79,35 @@ def test_the_table_has_a_row_per_cell_with_the_figures_of_its_trial(zoo: Path) -
     markdown = (zoo / "zoo.md").read_text()
     assert all(f"| digits | {row['model']} | inmerge |" in markdown for row in rows)
     assert (zoo / "zoo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_family_was_declared_and_one_data_set_is_not_pooled(zoo: Path) -> None:
+    """The cell that failed counts as a comparison; what is added later would have no adjusted p."""
+    family = json.loads((zoo / "family.json").read_text())
+    assert family == [f"digits-{model}-inmerge" for model in ("test_resnet", "test_byobnet", "test_vit")]
+    found = {f"digits-{row['model']}-inmerge": row for row in table_of(zoo)}
+    adjusted = holm({name: float(found[name]["p"]) if name in found else None for name in family})
+    assert {name: float(row["p_adjusted"]) for name, row in found.items()} == {name: adjusted[name] for name in found}
+    assert "- inmerge: not pooled, differences are pooled over 3 data sets at least" in (zoo / "zoo.md").read_text()
+    assert json.loads((zoo / "pooled.json").read_text()) == {}
+
+
+def test_several_data_sets_are_pooled(zoo: Path, tmp_path: Path) -> None:
+    """Cells of four data sets, made from one by its name and its differences; the copies are in no family."""
+    (model,) = (name for name in CELLS if "resnet" in name)
+    for place, dataset in enumerate(("digits", "a", "b", "c")):
+        cell = shutil.copytree(zoo / model, tmp_path / f"{dataset}-test_resnet")
+        config, summary = (cell / name for name in ("config.yaml", "summary.json"))
+        config.write_text(config.read_text().replace("dataset: digits", f"dataset: {dataset}"))
+        content = json.loads(summary.read_text())
+        content["differences"]["inmerge"]["auroc"] |= {"mean": 0.01 * place, "standard_error": 0.01}
+        summary.write_text(json.dumps(content))
+    shutil.copy(zoo / "family.json", tmp_path)
+    text = write_zoo(tmp_path)
+    expected = pool([0.0, 0.01, 0.02, 0.03], [0.01] * 4, list("dabc"))
+    assert json.loads((tmp_path / "pooled.json").read_text()) == {"inmerge": pytest.approx(asdict(expected))}
+    assert "over 4 data sets" in text
+    assert [row["dataset"] for row in table_of(tmp_path) if row["p_adjusted"]] == ["digits"]
 
 
 def test_a_failed_cell_is_told_of_with_its_error(zoo: Path) -> None:

@@ -122,6 +122,28 @@ def test_bf16_autocast_merges_float32_weights_as_ever(accelerator):
     assert all(count["merged"] > 0 for count in optimizer.optimizer.merge_counts().values())
 
 
+class Moded(torch.optim.SGD):
+    """SGD with the two modes of schedule-free optimizers."""
+
+    mode = None
+
+    def train(self):
+        self.mode = "train"
+
+    def eval(self):
+        self.mode = "eval"
+
+
+def test_modes_of_the_prepared_optimizer_reach_the_base(accelerator):
+    model = network()
+    base = Moded(model.parameters(), lr=0.1)
+    _, optimizer = accelerator().prepare(model, wrapped(model, base))
+    optimizer.train()
+    assert base.mode == "train"
+    optimizer.eval()
+    assert base.mode == "eval"
+
+
 def test_wrapping_a_prepared_optimizer_is_refused(accelerator):
     model, optimizer = accelerator().prepare(network(), sgd(network()))
     with pytest.raises(TypeError, match="wrap first, then prepare"):

@@ -125,7 +125,8 @@ def test_layers_without_gradients_are_left_alone():
 def test_add_param_group_reaches_the_base_and_merges_the_layer_from_then_on():
     model = network()
     kept = [p for name, p in model.named_parameters() if not name.startswith("grouped.")]
-    optimizer = wrapped(model, torch.optim.SGD(kept, lr=0.1, momentum=0.9))
+    with pytest.warns(UserWarning, match="layers selected for merging are not in the optimizer.*: grouped;"):
+        optimizer = wrapped(model, torch.optim.SGD(kept, lr=0.1, momentum=0.9))
     assert [layer.reason for layer in optimizer.layers if layer.name == "grouped"] == ["not in the optimizer"]
     train(model, optimizer, 2)
     optimizer.add_param_group({"params": model.grouped.parameters(), "lr": 0.05})
@@ -185,7 +186,7 @@ def test_a_base_without_the_hooks_of_torch_is_merged_and_saved():
     assert same(model, trained(5)[0])
 
 
-def test_modes_are_forwarded_to_a_base_that_has_them_and_ignored_by_others():
+def test_modes_are_those_of_a_base_that_has_them():
     model = network()
     base = Moded(model.parameters(), lr=0.1)
     optimizer = wrapped(model, base)
@@ -193,9 +194,7 @@ def test_modes_are_forwarded_to_a_base_that_has_them_and_ignored_by_others():
     assert base.mode == "train"
     optimizer.eval()
     assert base.mode == "eval"
-    optimizer = wrapped(network())
-    optimizer.train()
-    optimizer.eval()
+    assert not hasattr(wrapped(network()), "train")  # accelerate and the Hugging Face Trainer ask
 
 
 def test_state_groups_and_defaults_are_the_bases_when_either_replaces_them():
@@ -208,3 +207,126 @@ def test_state_groups_and_defaults_are_the_bases_when_either_replaces_them():
         setattr(optimizer, name, value)
         assert getattr(base, name) is value
         assert getattr(optimizer, name) is value
+
+
+class ChoosesItself(torch.optim.SGD):
+    """SGD whose zero_grad takes no set_to_none, as in Apex's FusedAdam, and whose step takes more than a closure."""
+
+    seen = None
+
+    def zero_grad(self):
+        super().zero_grad(set_to_none=True)
+
+    def step(self, closure=None, grads=None, scale=1.0):
+        self.seen = closure, grads, scale
+        return super().step(closure)
+
+
+def test_zero_grad_asks_a_base_only_for_what_it_takes():
+    model = network()
+    optimizer = wrapped(model, ChoosesItself(model.parameters(), lr=0.1))
+    train(model, optimizer, 1)
+    optimizer.zero_grad(set_to_none=True)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    optimizer = wrapped(model)
+    train(model, optimizer, 1)
+    optimizer.zero_grad(set_to_none=False)
+    assert all(parameter.grad.eq(0).all() for parameter in model.parameters())
+
+
+def test_extra_arguments_of_a_step_reach_the_base():
+    model = network()
+    base = ChoosesItself(model.parameters(), lr=0.1)
+    optimizer = wrapped(model, base)
+    train(model, optimizer, 1)
+    assert base.seen == (None, None, 1.0)
+    optimizer.step(None, "grads", scale=2.0)
+    assert base.seen == (None, "grads", 2.0)
+    assert merge_step(optimizer) == 2
+
+
+def test_timms_lookahead_is_synchronised_through_the_wrapper():
+    """A training script of timm calls sync_lookahead at the end of an epoch, where the optimizer has it."""
+    bare, unmerged = network(), network()
+    plain = Lookahead(sgd(bare), k=5)
+    optimizer = wrapped(unmerged, Lookahead(sgd(unmerged), k=5), merge_prob=0.0)
+    for model, opt in ((bare, plain), (unmerged, optimizer)):
+        train(model, opt, 4)
+        opt.sync_lookahead()
+        train(model, opt, range(4, 8))
+        opt.sync_lookahead()
+    assert same(bare, unmerged)
+    assert not hasattr(wrapped(network()), "sync_lookahead")
+
+
+class TwoSteps(torch.optim.SGD):
+    """SGD with the two halves of a sharpness-aware step, which a loop may call itself (davda54/sam)."""
+
+    def first_step(self, zero_grad=False):
+        self.climbed = [0.05 * p.grad.sign() for group in self.param_groups for p in group["params"]]
+        with torch.no_grad():
+            for parameter, climb in zip(self.param_groups[0]["params"], self.climbed, strict=True):
+                parameter += climb
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad=False):
+        with torch.no_grad():
+            for parameter, climb in zip(self.param_groups[0]["params"], self.climbed, strict=True):
+                parameter -= climb
+        super().step()
+        if zero_grad:
+            self.zero_grad()
+
+
+def two_steps(model, optimizer, steps):
+    for step in range(steps):
+        closure = closure_of(model, optimizer, step)
+        closure()
+        optimizer.first_step(zero_grad=True)
+        closure()
+        optimizer.second_step(zero_grad=True)
+
+
+def test_the_second_half_of_a_sharpness_aware_step_is_followed_by_the_merge():
+    bare, unmerged, merged = network(), network(), network()
+    two_steps(bare, TwoSteps(bare.parameters(), lr=0.1), 3)
+    two_steps(unmerged, wrapped(unmerged, TwoSteps(unmerged.parameters(), lr=0.1), merge_prob=0.0), 3)
+    assert same(bare, unmerged)
+    optimizer = wrapped(merged, TwoSteps(merged.parameters(), lr=0.1))
+    two_steps(merged, optimizer, 3)
+    assert merge_step(optimizer) == 3
+    assert all(count["merged"] > 0 for count in optimizer.merge_counts().values())
+    assert not hasattr(wrapped(network()), "second_step")
+
+
+def test_a_wrapped_optimizer_deep_inside_the_base_is_refused():
+    model = network()
+    with pytest.raises(TypeError, match="is or holds an InMergeOptimizer already: wrap the bare optimizer, once"):
+        wrapped(model, Lookahead(wrapped(model)))
+
+
+def test_capture_in_a_cuda_graph_is_refused_before_the_base_steps(monkeypatch):
+    model = network()
+    optimizer = wrapped(model)
+    closure_of(model, optimizer, 0)()
+    before = network()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match=r"captured in a CUDA graph.*step outside the graph"):
+        optimizer.step()
+    assert same(model, before)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    optimizer.step()
+    assert merge_step(optimizer) == 1
+
+
+@pytest.mark.parametrize("step", [2**31 - 1, 2**31, 2**53])
+def test_step_counts_beyond_32_bits_go_on(step):
+    model = network()
+    optimizer = wrapped(model)
+    for group in optimizer.param_groups:
+        group["inmerge_step"] = step
+    train(model, optimizer, 2)
+    assert merge_step(optimizer) == step + 2
+    assert all(count["merged"] > 0 for count in optimizer.merge_counts().values())

@@ -153,7 +153,10 @@ def test_nothing_of_the_wrapper_is_in_the_state_of_the_base():
     saved = optimizer.state_dict()
     assert saved.keys() == bare.state_dict().keys()
     assert all(entry.keys() == {"momentum_buffer"} for entry in saved["state"].values())
-    assert saved["param_groups"][0].keys() - bare.state_dict()["param_groups"][0].keys() == {"inmerge_step"}
+    assert saved["param_groups"][0].keys() - bare.state_dict()["param_groups"][0].keys() == {
+        "inmerge_step",
+        "inmerge_rounds",
+    }
 
 
 def test_hooks_of_the_wrapper_see_its_state_dicts():

@@ -13,6 +13,7 @@ STEPS = 10
 BASES = {
     "SGD": sgd,
     "stateless SGD": functools.partial(sgd, momentum=0),
+    "SGD, rate in a tensor": functools.partial(sgd, lr=torch.tensor(0.1)),
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
     "groups": lambda model: torch.optim.AdamW([{"params": part.parameters()} for part in model.children()], lr=0.01),
 }

@@ -2,17 +2,17 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from sklearn.model_selection import GroupShuffleSplit
 
 from ..errors import InputError
+from .opening import read_file
 from .tasks import Task
 
 PARTS = ("train", "val", "test")
+LEFT_OUT = ""  # in place of a part
 
 
 class EncodedImages(Protocol):
@@ -25,7 +25,10 @@ class EncodedImages(Protocol):
         ...
 
     def read(self, row: int) -> bytes | None:
-        """The encoded file, or None when there is none; an OSError says that it can't be read now."""
+        """The encoded file, or None when there is none.
+
+        Raises Unreadable for what is no file of an image, and OSError for one that can't be read now.
+        """
         ...
 
 
@@ -44,7 +47,7 @@ class ImageFiles:
 
     def read(self, row: int) -> bytes | None:
         path = self.paths[row]
-        return None if path is None else Path(path).read_bytes()
+        return None if path is None else read_file(path)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Catalogue:
         task: what is learnt from it.
         cases: what names each image, unique.
         labels: class indices, int64 (N,), or 0 and 1, int64 (N, labels).
-        split: which part each image belongs to, one of PARTS, text (N,).
+        split: which part each image belongs to, one of PARTS or LEFT_OUT, text (N,).
         images: the encoded images, in the same order.
         patients: whose image each is, where that is known.
         subgroups: per property, such as sex, the value of each image, None where it is not known.
@@ -84,38 +87,6 @@ class Catalogue:
         return hashlib.sha256("\n".join(self.cases[row] for row in rows).encode()).hexdigest()
 
 
-def hold_out(catalogue: Catalogue, part: str, fraction: float, seed: int) -> Catalogue:
-    """Move a share of the training patients, or images where patients are not known, to another part.
-
-    The draw depends on the images that the catalogue names, so that missing ones change nobody's part.
-    """
-    train = catalogue.rows("train")
-    units = _units(catalogue)[train]
-    if len(np.unique(units)) < 2:
-        raise InputError(
-            f"{catalogue.name} has {len(train)} images to train on, of too few patients for some to be held out as "
-            f"{part}: more images are needed"
-        )
-    shuffle = GroupShuffleSplit(n_splits=1, test_size=fraction, random_state=seed)
-    _, held_out = next(shuffle.split(train, groups=units))
-    split = catalogue.split.copy()
-    split[train[held_out]] = part
-    return replace(catalogue, split=split)
-
-
-def check_patients(catalogue: Catalogue) -> None:
-    """Refuse a patient who has images in more than one part: the model would be tested on whom it was trained on."""
-    units = _units(catalogue)
-    for k, part in enumerate(PARTS):
-        others = np.isin(catalogue.split, PARTS[:k])
-        shared = np.intersect1d(units[catalogue.split == part], units[others])
-        if len(shared):
-            raise InputError(
-                f"the {part} split shares {len(shared):,} patients with the others ({', '.join(shared[:5])}): expected "
-                "splits that share none"
-            )
-
-
 def check_complete(lacking: Sequence[str], total: int, state: str, allow_missing: bool) -> None:
     """Refuse images that are missing or can't be read, unless that is allowed."""
     if lacking and not allow_missing:
@@ -124,8 +95,3 @@ def check_complete(lacking: Sequence[str], total: int, state: str, allow_missing
             f"{len(lacking):,} of {total:,} images {state} ({', '.join(lacking[:5])}{more}): get them again, or go on "
             "without them with --allow-missing"
         )
-
-
-def _units(catalogue: Catalogue) -> np.ndarray:
-    """What must not be torn apart by a split: the patient of each image, or else the image itself."""
-    return np.array(catalogue.cases if catalogue.patients is None else catalogue.patients)

@@ -1,7 +1,7 @@
 """Images and labels of a data set, whatever their source."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +9,8 @@ import torch
 from torchvision.transforms import v2
 
 from .tasks import Task
+
+Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
 
 class Images(Protocol):
@@ -21,6 +23,21 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
+class SomeImages:
+    """Some rows of other images, read when they are asked for."""
+
+    images: Images
+    rows: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.rows), *self.images.shape[1:]
+
+    def __getitem__(self, rows: list[int]) -> np.ndarray:
+        return self.images[self.rows[rows].tolist()]
+
+
+@dataclass(frozen=True)
 class Split:
     """One split.
 
@@ -30,6 +47,7 @@ class Split:
         cases: what names each image in the predictions, unique within the split.
         patients: whose image each case is, where that is known.
         subgroups: per property of the cases, such as sex, the value that each has, None where that is not known.
+        pixel_hashes: what exact twins share, of the images as they were decoded; None: of `images`.
     """
 
     images: Images
@@ -37,24 +55,30 @@ class Split:
     cases: list[str]
     patients: list[str] | None = None
     subgroups: dict[str, list[str | None]] = field(default_factory=dict)
+    pixel_hashes: list[bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def limited(self, cases: int, seed: int) -> "Split":
-        """So many of the cases, drawn at random, in their order, with their images in memory."""
-        rows = sorted(np.random.default_rng(seed).choice(len(self), cases, replace=False).tolist())
+    def select(self, rows: np.ndarray) -> "Split":
+        """Some of the cases, in the order of `rows`, int64 (n,)."""
 
         def of(column: list[Any]) -> list[Any]:
             return [column[row] for row in rows]
 
         return Split(
-            images=self.images[rows],
+            images=SomeImages(self.images, rows),
             labels=self.labels[rows],
             cases=of(self.cases),
             patients=self.patients and of(self.patients),
             subgroups={name: of(values) for name, values in self.subgroups.items()},
+            pixel_hashes=self.pixel_hashes and of(self.pixel_hashes),
         )
+
+    def limited(self, cases: int, seed: int) -> "Split":
+        """So many of the cases, drawn at random, in their order, with their images in memory."""
+        chosen = self.select(np.sort(np.random.default_rng(seed).choice(len(self), cases, replace=False)))
+        return replace(chosen, images=chosen.images[list(range(cases))])
 
 
 @dataclass(frozen=True)
@@ -81,6 +105,7 @@ class ImageData:
             middle elsewhere; None: all of it.
         files: checksum per source file; a resumed run must find the same.
         description: what the run folder records of the data beside the checksums.
+        tables: CSV files that the run folder keeps of the data: per name a header and rows.
         own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
     """
 
@@ -92,6 +117,7 @@ class ImageData:
     image_size: int | None = None
     files: dict[str, str] = field(default_factory=dict)
     description: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Table] = field(default_factory=dict)
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
 
     @property

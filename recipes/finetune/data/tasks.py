@@ -1,7 +1,7 @@
 """The kinds of task: what is predicted, the loss it is trained with, and the probabilities it is judged by."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -42,6 +42,13 @@ class Predictions:
     probabilities: np.ndarray
     cases: list[str]
     patients: list[str] | None = None
+
+
+def labels_text(task: Task, labels: Any) -> str:
+    """The class of an image, or its labels joined by |."""
+    if not task.multi_label:
+        return task.classes[labels]
+    return "|".join(name for name, has in zip(task.classes, labels, strict=True) if has)
 
 
 def loss(

@@ -1,25 +1,25 @@
-"""How sure a difference between two arms is: over the seeds, and over the cases of the test set.
+"""Where the noise in a difference between two arms comes from: the seeds, or the cases of the test set.
 
-Two sources of chance are told apart. Training again with another seed moves a figure (training noise, given this test
-set): the paired t interval over seeds. Another test set from the same source would move it as well (test-set noise,
-given these models): the bootstrap interval. Neither holds the other.
+Training again with another seed moves a figure (training noise, given this test set): the paired t interval over seeds.
+Another test set from the same source would move it as well (test-set noise, given these models): the bootstrap
+interval. Neither holds the other; what holds both is in obuchowski_rockette.py, and it is what a verdict rests on.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from scipy import stats
 
 from ..data.tasks import Task
-from .metrics import positives
+from .metrics import RESAMPLED, Scored, Thresholds, positives, resample, resample_aurocs
+from .obuchowski_rockette import Interval
 
 LEVEL = 0.95
 RESAMPLES = 2000
 _CHUNK_VALUES = 1 << 21
 _ROUNDING = 1e-12
-
-Interval = tuple[float | None, float | None]
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,6 @@ def paired_t(differences: Sequence[float | None]) -> PairedT:
     return PairedT(mean, float(low), float(high), float(test.pvalue))
 
 
-def holm(p_values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Holm's step-down adjustment over the p values there are; the family's error stays at the level of one test."""
-    known = sorted((p, name) for name, p in p_values.items() if p is not None)
-    adjusted: dict[str, float | None] = dict.fromkeys(p_values)
-    largest = 0.0
-    for rank, (p, name) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        adjusted[name] = largest
-    return adjusted
-
-
 @dataclass(frozen=True)
 class Bootstrap:
     """The test set drawn anew RESAMPLES times, the same draws for every arm and seed, so that differences are paired.
@@ -67,28 +56,33 @@ class Bootstrap:
     Attributes:
         unit: what is drawn with replacement, "cases" or "patients" (all images of a patient go together).
         units: how many of them the test set has.
-        aurocs: per arm and scored class the AUROC of each resample, mean over seeds, shape (RESAMPLES,); NaN where the
-            resample leaves it undefined.
+        arms: in the order of the replicates.
+        figures: per metric its value in each resample, (RESAMPLES, arms, seeds); NaN where the resample leaves it
+            undefined.
+        aurocs: per scored class its AUROC, likewise.
     """
 
     unit: str
     units: int
-    aurocs: dict[str, dict[str, np.ndarray]]
+    arms: tuple[str, ...]
+    figures: dict[str, np.ndarray]
+    aurocs: dict[str, np.ndarray]
 
-    def auroc(self, arm: str, name: str | None = None) -> np.ndarray:
-        """The AUROC of a class in each resample, or by default the macro mean over the classes defined in it."""
-        if name is not None:
-            return self.aurocs[arm][name]
-        return np.ma.masked_invalid(list(self.aurocs[arm].values())).mean(axis=0).filled(np.nan)
+    def replicates(self, arms: Sequence[str], name: str | None = None, metric: str = "auroc") -> np.ndarray:
+        """A metric of these arms, or the AUROC of the class `name`: (RESAMPLES, arms, seeds)."""
+        values = self.figures[metric] if name is None else self.aurocs[name]
+        return values[:, [self.arms.index(arm) for arm in arms]]
 
-    def interval(self, arm: str, reference: str | None = None, name: str | None = None) -> Interval:
-        """Percentile interval at LEVEL of an arm's AUROC, mean over seeds, or of its difference to a reference arm.
+    def interval(
+        self, arm: str, reference: str | None = None, name: str | None = None, metric: str = "auroc"
+    ) -> Interval:
+        """Percentile interval at LEVEL of an arm's figure, mean over seeds, or of its difference to a reference arm.
 
-        None where no resample defines it. `name` is a class; by default the interval is that of the macro mean.
+        None where no resample defines it. `name` is a class, whose AUROC is meant then.
         """
-        values = self.auroc(arm, name)
-        if reference is not None:
-            values = values - self.auroc(reference, name)
+        arms = [arm] if reference is None else [arm, reference]
+        means = self.replicates(arms, name, metric).mean(axis=2)
+        values = means[:, 0] if reference is None else means[:, 0] - means[:, 1]
         values = values[np.isfinite(values)]
         if not len(values):
             return None, None
@@ -102,6 +96,8 @@ def bootstrap(
     probabilities: Mapping[str, Sequence[np.ndarray]],
     patients: Sequence[str] | None = None,
     seed: int = 0,
+    thresholds: Mapping[str, Sequence[Thresholds | None]] | None = None,
+    metrics: Sequence[str] = RESAMPLED,
 ) -> Bootstrap:
     """Resample the test set.
 
@@ -110,6 +106,8 @@ def bootstrap(
         probabilities: per arm and seed, shape (N, outputs).
         patients: whose image each case is; then patients are drawn, since images of one patient resemble each other.
         seed: of the draws, which otherwise depend on the size of the test set alone.
+        thresholds: of a multi-label task, per arm and seed those chosen on validation; None: 0.5.
+        metrics: what is scored, of RESAMPLED; the AUROC of each class is in any case.
 
     A class that a resample leaves without positive or negative cases is left out of that resample's macro mean.
     """
@@ -117,38 +115,20 @@ def bootstrap(
     units = int(unit_of.max()) + 1
     rng = np.random.default_rng(seed)
     chunk = max(1, _CHUNK_VALUES // len(labels))
-    scored = positives(task, labels)
-    aurocs: dict[str, list[np.ndarray]] = {arm: [] for arm in probabilities}
+    seeds = len(next(iter(probabilities.values())))
+    shape = (RESAMPLES, len(probabilities), seeds)
+    figures = {metric: np.empty(shape) for metric in metrics}
+    aurocs = {task.classes[k]: np.empty(shape) for k in positives(task, labels)}
     for start in range(0, RESAMPLES, chunk):
         draws = rng.multinomial(units, np.full(units, 1 / units), size=min(chunk, RESAMPLES - start))
         weights = draws.T.astype(np.float32)[unit_of]
-        for arm, seeds in probabilities.items():
-            found = [
-                [weighted_auroc(positive, scores[:, k], weights) for k, positive in scored.items()] for scores in seeds
-            ]
-            aurocs[arm].append(np.mean(found, axis=0))
+        for (i, arm), j in product(enumerate(probabilities), range(seeds)):
+            scored = Scored(task, labels, probabilities[arm][j], thresholds[arm][j] if thresholds else None)
+            for into, found in (
+                (figures, resample(scored, weights, metrics)),
+                (aurocs, resample_aurocs(scored, weights)),
+            ):
+                for name, values in found.items():
+                    into[name][start : start + chunk, i, j] = values
     unit = "cases" if patients is None else "patients"
-    names = [task.classes[k] for k in scored]
-    per_class = {arm: dict(zip(names, np.concatenate(parts, axis=1), strict=True)) for arm, parts in aurocs.items()}
-    return Bootstrap(unit, units, per_class)
-
-
-def weighted_auroc(positive: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """AUROC under many weightings of the cases at once; scikit-learn's takes one, and sorts the scores for each.
-
-    Args:
-        positive: bool (N,).
-        scores: (N,); tied scores count half.
-        weights: (N, B), counts, whose sums float32 holds exactly.
-
-    Returns:
-        (B,), NaN where the positive or the negative cases have no weight.
-    """
-    negatives = np.flatnonzero(~positive)
-    negatives = negatives[np.argsort(scores[negatives])]
-    below = np.zeros((len(negatives) + 1, weights.shape[1]), dtype=np.float32)
-    np.cumsum(weights[negatives], axis=0, out=below[1:])
-    first, last = (np.searchsorted(scores[negatives], scores[positive], side) for side in ("left", "right"))
-    won = np.einsum("nb,nb->b", weights[positive], (below[first] + below[last]) / 2, dtype=np.float64)
-    pairs = weights[positive].sum(axis=0, dtype=np.float64) * below[-1]
-    return np.divide(won, pairs, out=np.full(weights.shape[1], np.nan), where=pairs > 0)
+    return Bootstrap(unit, units, tuple(probabilities), figures, aurocs)

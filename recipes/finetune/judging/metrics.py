@@ -1,6 +1,6 @@
 """Scores of predictions, from scikit-learn and torchmetrics. A metric is added to METRICS, and nowhere else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +9,7 @@ from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     balanced_accuracy_score,
+    cohen_kappa_score,
     f1_score,
     log_loss,
     precision_recall_curve,
@@ -18,12 +19,15 @@ from sklearn.metrics import (
 from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from ..data.tasks import Task
+from . import weighted
 
 _BINS = 15
 
 Thresholds = dict[str, np.ndarray]
 # From which cases are positive, their probabilities of it, and which are predicted to be so, each (N,).
 OfClass = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+# The same, and how often each of B resamples holds each case, (N, B); (B,).
+OfClassResampled = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,19 @@ class Metric:
         of_class: its value for one class against the rest, not asked for where all cases or none are positive. None:
             it has none.
         of: its value over all; None where the labels leave it undefined. By default the mean of of_class.
+        of_class_resampled, resampled: the same in many resamples of the cases at once, NaN where one leaves it
+            undefined. Without them a difference has no interval but that over seeds, and no verdict.
         lower_is_better: as of a loss.
-        calibration: it judges the probabilities, not what is predicted; left out of the terminal's table, for that to
-            fit a screen.
+        aside: left out of the terminal's table, for that to fit a screen.
     """
 
     title: str
     of_class: OfClass | None = None
     of: Callable[[Scored], float | None] | None = None
+    of_class_resampled: OfClassResampled | None = None
+    resampled: Callable[[Scored, np.ndarray], np.ndarray] | None = None
     lower_is_better: bool = False
-    calibration: bool = False
+    aside: bool = False
 
 
 def score(
@@ -75,7 +82,8 @@ def score(
     Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
     that have positive and negative cases, of a binary task the figures of class 1. Accuracy needs no threshold but 0.5.
     The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
-    probability; of a binary task or a label, of the positive one.
+    probability; of a binary task or a label, of the positive one. Cohen's kappa weighs a disagreement of ordinal
+    classes by the square of its distance.
     """
     scored = Scored(task, labels, probabilities, thresholds)
     return {
@@ -94,6 +102,24 @@ def per_class(
     named = [(name, metric.of_class) for name, metric in METRICS.items() if metric.of_class]
     by_metric = {name: _by_class(of_class, scored) for name, of_class in named}
     return {task.classes[k]: {name: by_metric[name][k] for name in by_metric} for k in positives(task, labels)}
+
+
+def resample(scored: Scored, weights: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+    """These of RESAMPLED in many resamples of the cases at once; NaN where one leaves a figure undefined.
+
+    Args:
+        weights: how often each resample holds each case, (N, B).
+
+    Returns:
+        Per metric (B,).
+    """
+    return {name: _resampled(METRICS[name], scored, weights) for name in metrics}
+
+
+def resample_aurocs(scored: Scored, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """The AUROC of each scored class in each resample, (B,)."""
+    found = _by_class_resampled(METRICS["auroc"].of_class_resampled, scored, weights)
+    return {scored.task.classes[k]: values for k, values in found.items()}
 
 
 def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> Thresholds | None:
@@ -127,15 +153,42 @@ def _accuracy(scored: Scored) -> float:
     return float(accuracy_score(scored.labels, scored.probabilities.argmax(axis=1)))
 
 
-def _balanced_accuracy(scored: Scored) -> float | None:
+def _accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     if scored.task.multi_label:
-        columns = zip(scored.labels.T, scored.above("balanced_accuracy").T, strict=True)
-        return _mean([_balanced(*pair) for pair in columns])
-    return _balanced(scored.labels, scored.probabilities.argmax(axis=1))
+        return weighted.mean((scored.labels == (scored.probabilities > 0.5)).mean(axis=1), weights)
+    return weighted.mean(scored.labels == scored.probabilities.argmax(axis=1), weights)
 
 
-def _balanced(labels: np.ndarray, predicted: np.ndarray) -> float | None:
-    return float(balanced_accuracy_score(labels, predicted)) if len(np.unique(labels)) > 1 else None
+def _balanced_accuracy(scored: Scored) -> float | None:
+    pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
+    return _mean([float(balanced_accuracy_score(*pair)) for pair in pairs])
+
+
+def _balanced_accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    pairs, classes = _calls(scored), _classes_of_a_call(scored)
+    return _defined_mean([weighted.balanced_accuracy(*pair, classes, weights) for pair in pairs])
+
+
+def _kappa(scored: Scored) -> float | None:
+    pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
+    costs, classes = "quadratic" if scored.task.kind == "ordinal" else None, range(_classes_of_a_call(scored))
+    return _mean([float(cohen_kappa_score(*pair, labels=classes, weights=costs)) for pair in pairs])
+
+
+def _kappa_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    pairs, classes, quadratic = _calls(scored), _classes_of_a_call(scored), scored.task.kind == "ordinal"
+    return _defined_mean([weighted.kappa(*pair, classes, weights, quadratic) for pair in pairs])
+
+
+def _calls(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The true and the predicted class of each case, (N,) and (N,); of a multi-label task a pair per label."""
+    if not scored.task.multi_label:
+        return [(scored.labels, scored.probabilities.argmax(axis=1))]
+    return list(zip(scored.labels.T, scored.above("balanced_accuracy").T.astype(int), strict=True))
+
+
+def _classes_of_a_call(scored: Scored) -> int:
+    return 2 if scored.task.multi_label else len(scored.task.classes)
 
 
 def _auroc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
@@ -157,12 +210,30 @@ def _log_loss(scored: Scored) -> float:
     return float(log_loss(scored.labels, scored.probabilities, labels=range(len(scored.task.classes))))
 
 
-def _brier(scored: Scored) -> float:
+def _log_loss_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    smallest = np.finfo(scored.probabilities.dtype).eps  # scikit-learn's
     pairs = _outcomes(scored)
     if pairs:
-        return float(np.mean([np.mean((p - positive) ** 2) for positive, p in pairs]))
+        losses = [-np.log(np.clip(np.where(positive, p, 1 - p), smallest, 1 - smallest)) for positive, p in pairs]
+        return weighted.mean(np.mean(losses, axis=0), weights)
+    of_label = scored.probabilities[np.arange(len(scored.labels)), scored.labels]
+    return weighted.mean(-np.log(np.clip(of_label, smallest, 1 - smallest)), weights)
+
+
+def _brier(scored: Scored) -> float:
+    return float(np.mean(_brier_of_cases(scored)))
+
+
+def _brier_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    return weighted.mean(_brier_of_cases(scored), weights)
+
+
+def _brier_of_cases(scored: Scored) -> np.ndarray:
+    pairs = _outcomes(scored)
+    if pairs:
+        return np.mean([(p - positive) ** 2 for positive, p in pairs], axis=0)
     one_hot = np.eye(len(scored.task.classes))[scored.labels]
-    return float(np.mean(((scored.probabilities - one_hot) ** 2).sum(axis=1)))
+    return ((scored.probabilities - one_hot) ** 2).sum(axis=1)
 
 
 def _ece(scored: Scored) -> float:
@@ -171,6 +242,12 @@ def _ece(scored: Scored) -> float:
         return float(np.mean([_binary_ece(positive, p) for positive, p in pairs]))
     probabilities, labels = torch.from_numpy(scored.probabilities), torch.from_numpy(scored.labels)
     return float(multiclass_calibration_error(probabilities, labels, len(scored.task.classes), n_bins=_BINS))
+
+
+def _ece_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
+    likely = scored.probabilities
+    pairs = _outcomes(scored) or [(likely.argmax(axis=1) == scored.labels, likely.max(axis=1))]
+    return np.mean([weighted.calibration_error(*pair, _BINS, weights) for pair in pairs], axis=0)
 
 
 def _binary_ece(positive: np.ndarray, probabilities: np.ndarray) -> torch.Tensor:
@@ -187,11 +264,28 @@ def _outcomes(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _by_class(of_class: OfClass, scored: Scored) -> dict[int, float | None]:
     """A figure per scored output; None where all cases or none are positive."""
-    found: dict[int, float | None] = {}
-    for k, positive in positives(scored.task, scored.labels).items():
-        predicted = scored.above("f1")[:, k] if scored.task.multi_label else scored.probabilities.argmax(axis=1) == k
-        found[k] = of_class(positive, scored.probabilities[:, k], predicted) if _has_both(positive) else None
-    return found
+    return {k: of_class(*columns) if _has_both(columns[0]) else None for k, columns in _columns(scored).items()}
+
+
+def _resampled(metric: Metric, scored: Scored, weights: np.ndarray) -> np.ndarray:
+    if metric.resampled:
+        return metric.resampled(scored, weights)
+    return _defined_mean(list(_by_class_resampled(metric.of_class_resampled, scored, weights).values()))
+
+
+def _by_class_resampled(of_class: OfClassResampled, scored: Scored, weights: np.ndarray) -> dict[int, np.ndarray]:
+    return {k: of_class(*columns, weights) for k, columns in _columns(scored).items()}
+
+
+def _columns(scored: Scored) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Per scored output what OfClass takes."""
+    called = scored.above("f1") if scored.task.multi_label else _one_hot(scored.probabilities.argmax(axis=1), scored)
+    found = positives(scored.task, scored.labels)
+    return {k: (positive, scored.probabilities[:, k], called[:, k]) for k, positive in found.items()}
+
+
+def _one_hot(classes: np.ndarray, scored: Scored) -> np.ndarray:
+    return classes[:, None] == np.arange(scored.probabilities.shape[1])
 
 
 def _has_both(positive: np.ndarray) -> bool:
@@ -203,16 +297,26 @@ def _mean(values: list[float | None]) -> float | None:
     return float(np.mean(defined)) if defined else None
 
 
+def _defined_mean(values: list[np.ndarray]) -> np.ndarray:
+    """The mean over classes or labels in each resample, of those that it leaves defined."""
+    return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
+
+
 METRICS = {
-    "accuracy": Metric("accuracy", of=_accuracy),
-    "balanced_accuracy": Metric("balanced accuracy", of=_balanced_accuracy),
-    "auroc": Metric("AUROC", _auroc),
-    "auprc": Metric("AUPRC", _auprc),
-    "f1": Metric("F1", _f1),
-    "log_loss": Metric("log loss", of=_log_loss, lower_is_better=True, calibration=True),
-    "brier": Metric("Brier score", of=_brier, lower_is_better=True, calibration=True),
-    "ece": Metric("ECE", of=_ece, lower_is_better=True, calibration=True),
+    "accuracy": Metric("accuracy", of=_accuracy, resampled=_accuracy_resampled),
+    "balanced_accuracy": Metric("balanced accuracy", of=_balanced_accuracy, resampled=_balanced_accuracy_resampled),
+    "kappa": Metric("Cohen's kappa", of=_kappa, resampled=_kappa_resampled, aside=True),
+    "auroc": Metric("AUROC", _auroc, of_class_resampled=lambda true, p, _, weights: weighted.auroc(true, p, weights)),
+    "auprc": Metric(
+        "AUPRC", _auprc, of_class_resampled=lambda true, p, _, weights: weighted.average_precision(true, p, weights)
+    ),
+    "f1": Metric("F1", _f1, of_class_resampled=lambda true, _, called, weights: weighted.f1(true, called, weights)),
+    "log_loss": Metric("log loss", of=_log_loss, resampled=_log_loss_resampled, lower_is_better=True, aside=True),
+    "brier": Metric("Brier score", of=_brier, resampled=_brier_resampled, lower_is_better=True, aside=True),
+    "ece": Metric("ECE", of=_ece, resampled=_ece_resampled, lower_is_better=True, aside=True),
 }
+# What has an interval over test cases, and what a verdict can be about.
+RESAMPLED = tuple(name for name, metric in METRICS.items() if metric.resampled or metric.of_class_resampled)
 
 
 def title_of(metric: str) -> str:

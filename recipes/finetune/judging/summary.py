@@ -1,18 +1,42 @@
 """Figures over seeds: what summary.json holds."""
 
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from ..data.tasks import Predictions, Task
-from ..options import BASELINE
-from .intervals import LEVEL, RESAMPLES, Bootstrap, holm, paired_t
-from .metrics import METRICS, choose_thresholds, per_class, score
+from ..options import BASELINE, MARGIN
+from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
+from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
+from .obuchowski_rockette import Difference, compare, error_covariances
+from .pooling import holm
+from .verdict import Question, judge
+
+_SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
 
 SCHEMA = 2  # of summary.json; what another version wrote is made anew from the run folder
 
 Results = dict[int, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a trial is judged by, fixed before it began.
+
+    Attributes:
+        metric: the primary one.
+        margin: the smallest difference in it that matters.
+        margin_chosen: whether someone chose it.
+        planned_seeds: how many seeds there will be in the end, if that was said.
+    """
+
+    metric: str = "auroc"
+    margin: float = MARGIN
+    margin_chosen: bool = False
+    planned_seeds: int | None = None
 
 
 def scored_anew(task: Task, result: dict[str, Any], val: Predictions, test: Predictions) -> dict[str, Any]:
@@ -35,29 +59,42 @@ def scored_anew(task: Task, result: dict[str, Any], val: Predictions, test: Pred
     }
 
 
-def summarise(data: str, task: Task, results: Results, bootstrap: Bootstrap | None = None) -> dict[str, Any]:
+def summarise(
+    data: str,
+    task: Task,
+    results: Results,
+    bootstrap: Bootstrap | None = None,
+    rule: Rule = Rule(),
+    identical: Collection[tuple[str, str]] = (),
+    looks: int = 1,
+) -> dict[str, Any]:
     """The content of summary.json.
 
     Args:
         data: name of the data set.
         results: per seed and arm what scored_anew makes of the result of that stage.
-        bootstrap: resamples of the test set, scored by the kept weights of every arm.
+        bootstrap: resamples of the test set, scored by the kept weights of every arm; without it nothing is judged.
+        rule: what the verdicts rest on.
+        identical: pairs of arms whose weights are equal in every seed.
+        looks: how often the run has been judged, this time included.
     """
     seeds = list(results)
     arms = list(results[seeds[0]])
     kept = _figures(results, arms, "kept", bootstrap)
-    compared = [(arm, BASELINE, differences["auroc"]) for arm, differences in kept["differences"].items()]
-    compared += [(arm, other, kept["contrasts"][f"{arm} - {other}"]["auroc"]) for arm, other in _contrasts(arms)]
+    verdicts = _verdicts(kept, bootstrap, rule, identical) if bootstrap else []
     return {
         "schema": SCHEMA,
         "data": data,
         "task": task.kind,
         "classes": list(task.classes),
         "seeds": seeds,
+        "rule": asdict(rule),
+        "looks": looks,
+        "unit": bootstrap.unit if bootstrap else "cases",
         **kept,
         "intervals": _intervals(seeds, bootstrap),
         "per_class": _per_class(results, arms, bootstrap),
-        "verdicts": [verdict(arm, reference, difference) for arm, reference, difference in compared],
+        "verdicts": verdicts,
         "last": _figures(results, arms, "last", None),
         "epochs": {arm: [results[seed][arm]["epoch"] for seed in seeds] for arm in arms},
         "merges": {arm: merges for arm in arms if (merges := _merges(results, arm))},
@@ -67,21 +104,17 @@ def summarise(data: str, task: Task, results: Results, bootstrap: Bootstrap | No
 def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Per arm each test metric over seeds, and per other arm its difference to the baseline, seed by seed."""
     figures = {arm: _over_seeds([result[arm][epoch]["test"] for result in results.values()]) for arm in arms}
-    for arm in arms:
-        figures[arm]["auroc"] |= _bootstrapped(bootstrap, arm)
+    for arm, metric in product(arms, RESAMPLED):
+        if metric in figures[arm]:
+            figures[arm][metric] |= _bootstrapped(bootstrap, arm, metric=metric)
 
     def differences(arm: str, reference: str) -> dict[str, Any]:
-        other = figures[reference]
-        pairs = {m: _difference(found["values"], other[m]["values"]) for m, found in figures[arm].items()}
-        pairs["auroc"] |= {"p_adjusted": pairs["auroc"]["p"], **_bootstrapped(bootstrap, arm, reference)}
-        return pairs
+        values = {name: {m: found["values"] for m, found in figures[name].items()} for name in (arm, reference)}
+        return {m: _difference(bootstrap, arm, reference, m, *(v[m] for v in values.values())) for m in values[arm]}
 
-    to_baseline = {arm: differences(arm, BASELINE) for arm in arms if arm != BASELINE}
-    for arm, p in holm({arm: metrics["auroc"]["p"] for arm, metrics in to_baseline.items()}).items():
-        to_baseline[arm]["auroc"]["p_adjusted"] = p
     return {
         "arms": figures,
-        "differences": to_baseline,
+        "differences": {arm: differences(arm, BASELINE) for arm in arms if arm != BASELINE},
         "contrasts": {f"{arm} - {other}": differences(arm, other) for arm, other in _contrasts(arms)},
     }
 
@@ -92,36 +125,54 @@ def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
 
 
 def _intervals(seeds: list[int], bootstrap: Bootstrap | None) -> dict[str, str | None]:
-    """What the two intervals of a difference are, in words."""
+    """What the intervals of a difference are, in words."""
     level = f"{LEVEL:.0%}".replace("%", " %")
+    cases = f"{bootstrap.units:,} test {bootstrap.unit}" if bootstrap else "the test cases"
+    both = f"{level} interval over seeds and {cases} (Obuchowski and Rockette)"
     over_seeds = f"{level} paired t interval over {len(seeds)} seeds: training noise, given this test set"
-    over_tests = bootstrap and (
-        f"{level} bootstrap interval over {bootstrap.units} test {bootstrap.unit} ({RESAMPLES} resamples): test-set "
-        "noise, given these models"
+    over_tests = (
+        f"{level} bootstrap interval over {cases} ({RESAMPLES:,} resamples): test-set noise, given these models"
     )
-    return {"low, high": over_seeds if len(seeds) > 1 else None, "bootstrap_low, bootstrap_high": over_tests}
+    several = len(seeds) > 1
+    return {
+        "low, high": both if several and bootstrap else None,
+        "t_low, t_high": over_seeds if several else None,
+        "bootstrap_low, bootstrap_high": over_tests if bootstrap else None,
+    }
 
 
-def verdict(arm: str, reference: str, difference: dict[str, Any]) -> dict[str, str]:
-    """The one rule: an AUROC differs where the paired t test over seeds says so at 5 %, Holm-adjusted over the arms.
+def _verdicts(
+    kept: dict[str, Any], bootstrap: Bootstrap, rule: Rule, identical: Collection[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The verdict on every arm against the baseline, and on the contrasts; `p_adjusted` is put beside each p."""
+    others = [arm for arm in kept["arms"] if arm != BASELINE]
+    compared = [(arm, BASELINE, kept["differences"][arm]) for arm in others]
+    compared += [(arm, other, kept["contrasts"][f"{arm} - {other}"]) for arm, other in _contrasts(list(kept["arms"]))]
+    adjusted = holm({arm: kept["differences"][arm][rule.metric]["p"] for arm in others})
+    found = []
+    for arm, reference, differences in compared:
+        difference = differences[rule.metric]
+        difference["p_adjusted"] = adjusted[arm] if reference == BASELINE else difference["p"]
+        question = Question(
+            arm,
+            reference,
+            title_of(rule.metric),
+            bootstrap.units,
+            bootstrap.unit,
+            METRICS[rule.metric].lower_is_better,
+            rule.margin,
+            len(others),
+        )
+        verdict = judge(question, difference_of(difference), (arm, reference) in identical)
+        found.append({"arm": arm, "reference": reference, "metric": rule.metric, **asdict(verdict)})
+    return found
 
-    Anything else is "no difference shown", which is not the same as equal.
-    """
-    mean, p = difference["mean"], difference["p_adjusted"]
-    shown = p is not None and p < 1 - LEVEL
-    outcome = "no difference shown" if not shown else "better" if mean > 0 else "worse"
-    words = {"no difference shown": "shows no difference from", "better": "beats", "worse": "is worse than"}[outcome]
-    seeds = sum(value is not None for value in difference["values"])
-    if not seeds:
-        figures = "not defined on this test set"
-    elif seeds == 1:
-        figures = f"{mean:+.4f}, one seed, which gives no interval over seeds"
-    else:
-        figures = f"{mean:+.4f} [{difference['low']:.4f}, {difference['high']:.4f}], {seeds} seeds"
-        if p != difference["p"]:
-            figures += f", Holm-adjusted p {p:.2g}"
-    sentence = f"{arm} {words} {reference} on AUROC: {figures}"
-    return {"arm": arm, "reference": reference, "outcome": outcome, "sentence": sentence}
+
+def difference_of(figures: dict[str, Any]) -> Difference:
+    """A difference of summary.json as it was judged."""
+    values = figures["values"]
+    mean = None if None in values else figures["mean"]
+    return Difference(mean, len(values), *(figures[name] for name in _SPREAD))
 
 
 def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -> dict[str, dict[str, Any]]:
@@ -135,8 +186,7 @@ def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -
             auroc |= _bootstrapped(bootstrap, arm, name=name)
             if arm != BASELINE:
                 reference = [result[name]["auroc"] for result in stages[BASELINE]]
-                difference = _difference(auroc["values"], reference)
-                auroc["difference"] = difference | _bootstrapped(bootstrap, arm, BASELINE, name)
+                auroc["difference"] = _difference(bootstrap, arm, BASELINE, "auroc", auroc["values"], reference, name)
     return figures
 
 
@@ -147,9 +197,14 @@ def _over_seeds(scores: list[dict[str, float | None]]) -> dict[str, Any]:
 
 
 def _bootstrapped(
-    bootstrap: Bootstrap | None, arm: str, reference: str | None = None, name: str | None = None
+    bootstrap: Bootstrap | None,
+    arm: str,
+    reference: str | None = None,
+    metric: str = "auroc",
+    name: str | None = None,
 ) -> dict[str, float | None]:
-    low, high = bootstrap.interval(arm, reference, name) if bootstrap else (None, None)
+    scored = bootstrap is not None and metric in bootstrap.figures
+    low, high = bootstrap.interval(arm, reference, name, metric) if scored else (None, None)
     return {"bootstrap_low": low, "bootstrap_high": high}
 
 
@@ -162,10 +217,37 @@ def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
     }
 
 
-def _difference(values: list[float | None], reference: list[float | None]) -> dict[str, Any]:
-    pairs = zip(values, reference, strict=True)
-    paired = [None if value is None or other is None else value - other for value, other in pairs]
-    return {**asdict(paired_t(paired)), "values": paired}
+def _difference(
+    bootstrap: Bootstrap | None,
+    arm: str,
+    reference: str,
+    metric: str,
+    values: list[float | None],
+    reference_values: list[float | None],
+    name: str | None = None,
+) -> dict[str, Any]:
+    """A difference seed by seed, with its interval and p, and where the noise comes from.
+
+    Without resamples of the metric (the last epoch's, medmnist's own) the noise over seeds alone is known.
+    """
+    pairs = list(zip(values, reference_values, strict=True))
+    paired = [None if None in pair else pair[0] - pair[1] for pair in pairs]
+    over_seeds = paired_t(paired)
+    spread: dict[str, Any] = {"low": None, "high": None, "p": None, **dict.fromkeys(_SPREAD)}
+    if bootstrap and metric in bootstrap.figures and None not in paired:
+        errors = error_covariances(bootstrap.replicates((arm, reference), name, metric)) if len(paired) > 1 else None
+        found = compare(np.array(pairs).T, errors)
+        low, high = found.interval(LEVEL)
+        spread = {"low": low, "high": high, "p": found.p, **{key: getattr(found, key) for key in _SPREAD}}
+    return {
+        "mean": over_seeds.mean,
+        **spread,
+        "values": paired,
+        "t_low": over_seeds.low,
+        "t_high": over_seeds.high,
+        "t_p": over_seeds.p,
+        **_bootstrapped(bootstrap, arm, reference, metric, name),
+    }
 
 
 def _merges(results: Results, arm: str) -> dict[str, dict[str, int]]:

@@ -10,7 +10,7 @@ from ..runs.finished import FinishedRun
 from ..runs.sections import Section
 from ..sources.nih_tree import BOX_FILE
 from .localisation import localisation_section
-from .style import interval_text, number_text
+from .style import number_text
 from .subgroups import subgroup_section
 
 # The paper's Table 1 as it is printed: InMerge with VGG19, and the means of the peers that stand there.
@@ -90,7 +90,8 @@ def paper_section(run: FinishedRun, data: ImageData) -> Section:
 
 
 def _auroc_text(auroc: dict[str, Any]) -> str | None:
-    return interval_text(auroc["mean"], (auroc["bootstrap_low"], auroc["bootstrap_high"]), "{:.3f}")
+    mean, low, high = (number_text(auroc[key], "{:.3f}") for key in ("mean", "bootstrap_low", "bootstrap_high"))
+    return mean if low is None else f"{mean} [{low}, {high}]"
 
 
 def _text(run: FinishedRun, data: ImageData) -> str:

@@ -20,9 +20,9 @@ from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, PLOTS, REPORT, WEIGHTS
 from ..runs.sections import Section
 from .style import (
-    SIGNED,
     difference_legend,
     difference_rows,
+    interval_text,
     mean_text,
     new_figure,
     number_text,
@@ -32,6 +32,7 @@ from .style import (
     write_figure,
 )
 from .trial import SECTIONS, settings_of, settings_section
+from .verdicts import judged_difference
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -62,12 +63,12 @@ def write_side_by_side(runs: Sequence[FinishedRun], path: Path) -> None:
     write_figure(path.parent / picture, figure)
     sections = [
         Section(
-            "Differences to the baseline on test AUROC",
+            "Differences to the baseline on test",
             "Each run is a trial of its own: no test is made over them, and the more runs stand here, the likelier one "
             "of them differs by chance.",
-            ("run", "arm", "baseline AUROC", "difference", "over seeds", "over the test set", "merged", "verdict"),
+            ("run", "arm", "metric", "baseline", "difference", "over seeds", "over the test set", "merged", "verdict"),
             [row for run in runs for row in _difference_rows_of(run)],
-            [(picture, "Difference in test AUROC of every run and arm, with both intervals")],
+            [(picture, "Difference on test of every run and arm, with its intervals")],
         ),
         Section("Where the settings differ", "", ("setting", *_labels(runs)), _differing_settings(runs)),
     ]
@@ -100,34 +101,38 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
 
 def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
     rows = []
-    outcomes = {found["arm"]: found["outcome"] for found in run.summary["verdicts"] if found["reference"] == BASELINE}
-    for arm in run.other_arms:
-        difference = run.summary["differences"][arm]["auroc"]
-        layers = run.summary["merges"].get(arm)
+    for found in _to_baseline(run):
+        difference = judged_difference(run.summary, found)
+        layers = run.summary["merges"].get(found["arm"])
         rows.append(
             [
                 run.name,
-                arm,
-                mean_text(run.summary["arms"][BASELINE]["auroc"]),
-                number_text(difference["mean"], SIGNED),
-                range_text(difference["low"], difference["high"]),
+                found["arm"],
+                title_of(found["metric"]),
+                mean_text(run.summary["arms"][BASELINE][found["metric"]]),
+                interval_text(difference["mean"], (difference["low"], difference["high"])),
+                range_text(difference["t_low"], difference["t_high"]),
                 range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
                 share_text(total_merges(layers)) if layers else None,
-                outcomes[arm],
+                found["outcome"],
             ]
         )
     return rows
 
 
+def _to_baseline(run: FinishedRun) -> list[dict[str, Any]]:
+    return [found for found in run.summary["verdicts"] if found["reference"] == BASELINE]
+
+
 def _differences_of_runs(runs: Sequence[FinishedRun]) -> Figure:
     rows = [
-        (f"{label}\n{arm}", run.summary["differences"][arm]["auroc"])
+        (f"{label}\n{found['arm']}", judged_difference(run.summary, found))
         for label, run in zip(_labels(runs), runs, strict=True)
-        for arm in run.other_arms
+        for found in _to_baseline(run)
     ]
     figure, axes = new_figure(1.0 + 0.6 * len(rows))
     difference_rows(axes, rows)
-    axes.set_xlabel("difference in test AUROC, arm minus baseline")
+    axes.set_xlabel("difference on test, arm minus baseline")
     difference_legend(figure)
     return figure
 

@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 
 from ..errors import printable
 from ..files import GENERATOR, write_bytes
+from ..judging.formatting import bounds, number, with_bounds
 from ..judging.intervals import LEVEL
 from ..runs.finished import FinishedRun
 
@@ -31,18 +32,19 @@ WIDTH = 5.2
 
 def number_text(value: float | None, form: str = "{:.4f}") -> str | None:
     """A cell with a figure."""
-    return None if value is None else form.format(value)
+    return None if value is None else number(value, form)
 
 
-def range_text(low: float | None, high: float | None, form: str = SIGNED) -> str | None:
-    """A cell with an interval."""
-    return None if low is None or high is None else f"[{form.format(low)}, {form.format(high)}]"
+def range_text(low: float | None, high: float | None) -> str | None:
+    """A cell with an interval, to two significant digits of its half-width."""
+    return None if low is None or high is None else bounds(low, high)
 
 
-def interval_text(value: float | None, interval: tuple[float | None, float | None], form: str = SIGNED) -> str | None:
-    """A cell with a figure and its interval, as far as they are defined."""
-    between = range_text(*interval, form)
-    return number_text(value, form) if value is None or between is None else f"{form.format(value)} {between}"
+def interval_text(value: float | None, interval: tuple[float | None, float | None]) -> str | None:
+    """A cell with a difference and its interval, as far as they are defined."""
+    if value is None or None in interval:
+        return number_text(value, SIGNED)
+    return with_bounds(value, *interval)
 
 
 def mean_text(figure: dict[str, Any]) -> str | None:
@@ -76,13 +78,14 @@ def write_figure(path: Path, figure: Figure) -> None:
 
 
 def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """A row per difference of summary.json: a dot per seed; thick: the interval over seeds, thin: over test cases."""
+    """A row per difference of summary.json: a dot per seed; thick: its interval, thin: over seeds and over cases."""
     for place, (_, difference) in enumerate(rows):
         height = -place
         values = [value for value in difference["values"] if value is not None]
-        if difference.get("bootstrap_low") is not None:
-            ends = difference["bootstrap_low"], difference["bootstrap_high"]
-            axes.plot(ends, (height - 0.18,) * 2, color=_COLOURS[1], linewidth=1.2, marker="|", markersize=8)
+        for kind, shift, colour in (("t", 0.12, _COLOURS[2]), ("bootstrap", 0.24, _COLOURS[1])):
+            if difference[f"{kind}_low"] is not None:
+                ends = difference[f"{kind}_low"], difference[f"{kind}_high"]
+                axes.plot(ends, (height - shift,) * 2, color=colour, linewidth=1.2, marker="|", markersize=7)
         if difference["low"] is not None:
             axes.plot((difference["low"], difference["high"]), (height,) * 2, color=_COLOURS[0], linewidth=3.5)
         axes.plot(values, [height + 0.18] * len(values), "o", color=GREY, markersize=4, alpha=0.8)
@@ -99,8 +102,9 @@ def difference_legend(figure: Figure) -> None:
     level = f"{LEVEL:.0%}"
     handles = [
         Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4, label="one seed"),
-        Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval over seeds"),
-        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level} interval over the test set"),
+        Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval"),
+        Line2D([], [], color=_COLOURS[2], marker="|", linewidth=1.2, label=f"{level}, over seeds alone"),
+        Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level}, over the test set alone"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 

@@ -63,7 +63,7 @@ def _cells(
         for arm, seeds in part.items()
     }
     means = {arm: float(np.mean(aurocs)) if aurocs[0] else None for arm, aurocs in defined.items()}
-    resampled = bootstrap(data.task, labels, part, patients)
+    resampled = bootstrap(data.task, labels, part, patients, metrics=["auroc"])
     differences = [
         None if means[arm] is None else interval_text(means[arm] - means[BASELINE], resampled.interval(arm, BASELINE))
         for arm in others

@@ -2,17 +2,21 @@
 
 from typing import Any
 
+from ..judging.formatting import number
 from ..judging.metrics import METRICS
 from ..judging.summary import left_out, total_merges
 from ..options import BASELINE
+from .verdicts import judged_difference, looks_text, margin_text, noise_text, power_text
 
 
 def table(summary: dict[str, Any]) -> str:
     """The figures as text: test metrics of each arm's best and last epoch, the differences, merges and verdicts.
 
-    Figures of calibration are left to summary.csv, for the table to fit a screen.
+    Some are left to summary.csv, for the table to fit a screen.
     """
-    metrics = [name for name in summary["arms"][BASELINE] if name not in METRICS or not METRICS[name].calibration]
+    primary = summary["rule"]["metric"]
+    aside = {name for name, metric in METRICS.items() if metric.aside and name != primary}
+    metrics = [name for name in summary["arms"][BASELINE] if name not in aside]
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):
@@ -26,24 +30,18 @@ def table(summary: dict[str, Any]) -> str:
     merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
     names = left_out(summary)
     absent = [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
-    return "\n".join([heading, _aligned(rows), *absent, *merges, "", *_verdict_lines(summary)])
+    return "\n".join([heading, aligned(rows), *absent, *merges, "", *_verdict_lines(summary)])
 
 
 def _verdict_lines(summary: dict[str, Any]) -> list[str]:
-    """Each verdict with the test-set noise below it, and what the intervals are."""
-    intervals = summary["intervals"]
+    """Each verdict with its noise and power below it, and what they were judged by."""
     lines = []
     for found in summary["verdicts"]:
-        arm, reference = found["arm"], found["reference"]
-        kind, name = ("differences", arm) if reference == BASELINE else ("contrasts", f"{arm} - {reference}")
-        difference = summary[kind][name]["auroc"]
         lines.append(found["sentence"])
-        if difference["bootstrap_low"] is not None:
-            interval = f"[{difference['bootstrap_low']:.4f}, {difference['bootstrap_high']:.4f}]"
-            lines.append(f"  {intervals['bootstrap_low, bootstrap_high']} {interval}")
-    if intervals["low, high"]:
-        lines.append(f"After a verdict: {intervals['low, high']}")
-    return lines
+        below = noise_text(judged_difference(summary, found), summary["unit"]), power_text(found)
+        lines += [f"  {text}" for text in below if text]
+    notes = margin_text(summary), looks_text(summary)
+    return [*lines, *(note for note in notes if note and lines)]
 
 
 def _mean_text(figure: dict[str, Any]) -> str:
@@ -52,7 +50,7 @@ def _mean_text(figure: dict[str, Any]) -> str:
 
 
 def _number_text(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+    return "-" if value is None else number(value, form)
 
 
 def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
@@ -60,10 +58,10 @@ def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
     for layer, count in [*merges.items(), ("all", total_merges(merges))]:
         share = f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else "-"
         rows.append([layer, str(count["drawn"]), str(count["merged"]), share])
-    return f"\nKernels merged by {arm}\n{_aligned(rows)}"
+    return f"\nKernels merged by {arm}\n{aligned(rows)}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     lines = (
         "  ".join(

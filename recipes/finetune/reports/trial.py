@@ -4,44 +4,58 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..judging.intervals import LEVEL
 from ..judging.metrics import title_of
 from ..judging.summary import left_out, total_merges
-from ..options import BASELINE
+from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.sections import Section
 from .figures import pictures
 from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
+from .verdicts import RULE, judged_difference, looks_text, margin_text
 
-_NOT_SETTINGS = {"resume", "config", "output", "data_dir", "workers", "tracker", "prepared_dir", "prepare_workers"}
+_NOT_SETTINGS = {
+    MARGIN_CHOSEN,
+    "resume",
+    "config",
+    "output",
+    "data_dir",
+    "workers",
+    "tracker",
+    "prepared_dir",
+    "prepare_workers",
+}
 
 
 def _verdict(run: FinishedRun) -> Section:
-    sentences = [f"{found['sentence']}." for found in run.summary["verdicts"]]
-    text = "\n\n".join(sentences) or "There is no arm beside the baseline."
-    if len(run.seeds) == 1:
-        text += "\n\nOne seed says nothing of how training varies: run at least three, better five."
-    else:
-        text += (
-            "\n\nThe one rule: an arm differs where the paired t test over seeds says so at "
-            f"{100 * (1 - LEVEL):.0f} %, Holm-adjusted over the arms. Anything else is “no difference shown”, which is "
-            "not the same as equal."
+    summary, verdicts = run.summary, run.summary["verdicts"]
+    metric = title_of(summary["rule"]["metric"])
+    sentences = [f"{found['sentence']}." for found in verdicts] or ["There is no arm beside the baseline."]
+    kinds = [f"{words[0].upper()}{words[1:]}." for words in summary["intervals"].values() if words]
+    notes = [RULE, margin_text(summary), looks_text(summary), " ".join(kinds)]
+    header = (
+        *(f"{metric} on test", "difference", "over seeds alone", f"over {summary['unit']} alone", "p", "Holm's p"),
+        "smallest difference seen",
+    )
+    rows = []
+    for found in verdicts:
+        difference = judged_difference(summary, found)
+        rows.append(
+            [
+                f"{found['arm']} - {found['reference']}",
+                interval_text(difference["mean"], (difference["low"], difference["high"])),
+                range_text(difference["t_low"], difference["t_high"]),
+                range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
+                number_text(difference["p"], "{:.2g}"),
+                number_text(difference["p_adjusted"], "{:.2g}"),
+                number_text(found["smallest_detectable"], "{:.2g}"),
+            ]
         )
-    header = ("AUROC on test", "mean", "over seeds", "over the test set", "adjusted p")
-    compared = [(f"{arm} - {BASELINE}", run.summary["differences"][arm]["auroc"]) for arm in run.other_arms]
-    compared += [(name, metrics["auroc"]) for name, metrics in run.summary["contrasts"].items()]
-    rows = [
-        [
-            name,
-            number_text(difference["mean"], SIGNED),
-            range_text(difference["low"], difference["high"]),
-            range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
-            None if difference["p_adjusted"] is None else f"{difference['p_adjusted']:.2g}",
-        ]
-        for name, difference in compared
-    ]
-    kinds = [words for words in run.summary["intervals"].values() if words]
-    text += "".join(f"\n\n{words[0].upper()}{words[1:]}." for words in kinds)
+    text = "\n\n".join([*sentences, *(note for note in notes if note)])
+    if rows:
+        text += (
+            "\n\nThe smallest difference seen is the smallest true one that this trial finds four times out of five. "
+            "Holm's p stands beside the verdicts and decides nothing."
+        )
     return Section("Verdict", text, header, rows, pictures(run, "differences"))
 
 

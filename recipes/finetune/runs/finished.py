@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from ..data.tasks import Predictions, Task
 from ..errors import InputError
 from ..files import check_links, read_json, read_yaml
 from ..judging.intervals import Bootstrap, bootstrap
-from ..judging.summary import SCHEMA, Results, scored_anew, summarise
-from ..options import BASELINE
-from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, stage_folder
+from ..judging.metrics import choose_thresholds
+from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
+from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
+from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from .looks import read_looks
 from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
 from .summaries import read_summary
@@ -60,13 +63,30 @@ class FinishedRun:
     def task(self) -> Task:
         return Task(self.description["task"], tuple(self.description["classes"]))
 
+    @cached_property
+    def looks(self) -> list[dict[str, Any]]:
+        """What the run was judged on each time that it was."""
+        return read_looks(self.folder)
+
     @property
     def seeds(self) -> list[int]:
-        return self.options["seeds"]
+        """Those that the run was begun with and those that were added, as it was last judged."""
+        return (self.looks[-1] if self.looks else self.options)["seeds"]
 
     @property
     def arms(self) -> list[str]:
-        return self.options["arms"]
+        return (self.looks[-1] if self.looks else self.options)["arms"]
+
+    @property
+    def rule(self) -> Rule:
+        """What the run is judged by, as it was fixed before it began; runs of inmerge_optim 0.1 fixed nothing."""
+        options = self.options
+        return Rule(
+            options.get("primary_metric", Rule.metric),
+            options.get("margin", MARGIN),
+            options.get(MARGIN_CHOSEN, False),
+            options.get("planned_seeds"),
+        )
 
     @property
     def other_arms(self) -> list[str]:
@@ -98,15 +118,19 @@ class FinishedRun:
         return self._predictions("test")
 
     @cached_property
+    def validation(self) -> dict[str, list[Predictions]]:
+        """The same on validation."""
+        return self._predictions("val")
+
+    @cached_property
     def results(self) -> Results:
         """Per seed and arm the result of the stage, with the figures of its kept epoch scored anew."""
-        val = self._predictions("val")
         return {
             seed: {
                 arm: scored_anew(
                     self.task,
                     read_whole_result(self.stage(seed, arm)),
-                    val[arm][place],
+                    self.validation[arm][place],
                     self.predictions[arm][place],
                 )
                 for arm in self.arms
@@ -119,12 +143,25 @@ class FinishedRun:
         """The bootstrap over the test set."""
         test = self.predictions[BASELINE][0]
         probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in self.predictions.items()}
-        return bootstrap(self.task, test.labels, probabilities, test.patients)
+        thresholds = {
+            arm: [choose_thresholds(self.task, found.labels, found.probabilities) for found in seeds]
+            for arm, seeds in self.validation.items()
+        }
+        return bootstrap(self.task, test.labels, probabilities, test.patients, thresholds=thresholds)
+
+    @cached_property
+    def identical(self) -> set[tuple[str, str]]:
+        """Pairs of arms whose weights are equal to the bit in every seed."""
+        weights = {arm: [self.results[seed][arm]["files"][WEIGHTS] for seed in self.seeds] for arm in self.arms}
+        return {pair for pair in permutations(self.arms, 2) if weights[pair[0]] == weights[pair[1]]}
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json: a function of the run folder alone, by the metrics and rules of today."""
-        return summarise(self.description["name"], self.task, self.results, self.resampled_test)
+        looks = max(1, len(self.looks))
+        return summarise(
+            self.description["name"], self.task, self.results, self.resampled_test, self.rule, self.identical, looks
+        )
 
     def _predictions(self, part: str) -> dict[str, list[Predictions]]:
         return {arm: [read_predictions(self.stage(seed, arm), part) for seed in self.seeds] for arm in self.arms}

@@ -6,6 +6,7 @@ from pathlib import Path
 CONFIG = "config.yaml"
 VERSIONS = "versions.json"
 DATA = "data.json"
+LOOKS = "looks.json"  # every time that the run was judged
 SECTIONS = "sections.json"
 SUMMARY = "summary.json"  # written last: where it stands, the run is finished
 SUMMARY_TABLE = "summary.csv"

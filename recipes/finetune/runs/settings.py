@@ -1,6 +1,7 @@
 """The run folder: who may use it, and under which settings a run may go on."""
 
 import platform
+from dataclasses import Field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import PARTIAL, check_links, read_json, read_yaml, write_json, write_new
-from ..options import Options, as_plain
+from ..files import PARTIAL, check_links, read_json, read_yaml, write_csv, write_json, write_new
+from ..options import MARGIN_CHOSEN, Options, as_plain
 from .layout import CONFIG, DATA, LOCK, VERSIONS
+from .looks import read_looks
 
 _PACKAGES = (
     "inmerge_optim",
@@ -23,13 +25,16 @@ _PACKAGES = (
     "accelerate",
     "numpy",
     "scikit-learn",
+    "scipy",
+    "statsmodels",
     "medmnist",
     "datasets",
     "pillow",
 )
 # The data are compared by their checksums, wherever they come from.
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
-_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing"}
+_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", "csv", "split_file", MARGIN_CHOSEN}
+_MAY_GROW = ("seeds", "arms")
 
 
 def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> None:
@@ -44,6 +49,11 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
         raise InputError(f"{run} has lost its {VERSIONS}: put it back, or choose another --output")
     begun, now = read_yaml(run / CONFIG), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
+    differing -= {key for key in _MAY_GROW if set(begun.get(key, [])) <= set(now[key])}
+    differing -= {
+        option.name for option in fields(options) if option.name not in begun and _is_default(options, option)
+    }
+    _check_nothing_left_out(run, now)
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
     launched = read_json(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
     settings += [
@@ -54,6 +64,27 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
             f"--resume: the run in {run} was begun with {'; '.join(settings)}: give the same settings, or choose "
             "another --output"
         )
+
+
+def _is_default(options: Options, option: Field) -> bool:
+    """Whether an option that the run's version didn't have yet is as it was then."""
+    return getattr(options, option.name) == option.default
+
+
+def _check_nothing_left_out(run: Path, now: dict[str, Any]) -> None:
+    """Refuse to judge a run anew on a part of what it was judged on."""
+    for look in read_looks(run)[-1:]:
+        for key in _MAY_GROW:
+            missing = [value for value in look[key] if value not in now[key]]
+            if missing:
+                raise InputError(
+                    f"--resume: the run in {run} has {key} {_words(look[key])}, and --{key} {_words(now[key])} leaves "
+                    f"out {_words(missing)}: name those that are there, and any further ones"
+                )
+
+
+def _words(values: list[Any]) -> str:
+    return " ".join(map(str, values))
 
 
 def _check_empty(run: Path) -> None:
@@ -73,16 +104,22 @@ def check_same_data(run: Path, data: ImageData) -> None:
 
 
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """config.yaml and versions.json, once, at the start of a run, and data.json."""
+    """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data."""
     if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
         write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
     task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     write_json(run / DATA, {**task, **data.description})
+    for name, (header, rows) in data.tables.items():
+        write_csv(run / name, header, rows)
     if (run / VERSIONS).exists():
         return
-    packages = {name: found for name in _PACKAGES if (found := _version(name))}
-    versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": packages}
+    versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": package_versions()}
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
+
+
+def package_versions() -> dict[str, str]:
+    """Of what the numbers depend on, as far as it is installed."""
+    return {name: found for name in _PACKAGES if (found := _version(name))}
 
 
 def launch_of(accelerator: Accelerator) -> dict[str, Any]:

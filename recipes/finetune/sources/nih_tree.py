@@ -2,7 +2,6 @@
 
 import csv
 import os
-import re
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from ..data.catalogue import Catalogue, ImageFiles, check_complete
 from ..data.images import BoxedFinding
 from ..errors import InputError
 from ..files import regular_file, sha256_of
+from .ages import age_band
 from .nih_labels import NAME, TASK, label_row
 
 # NIH's corrected labels come first: of two files that one is read.
@@ -21,7 +21,6 @@ TRAIN_LIST, TEST_LIST = "train_val_list.txt", "test_list.txt"
 BOX_FILE = "BBox_List_2017.csv"
 _NAME, _LABELS, _PATIENT = "Image Index", "Finding Labels", "Patient ID"
 _BOX_SIDE = 1024
-_AGE_BANDS = ((17, "0-17"), (39, "18-39"), (64, "40-64"), (100, "65-100"))
 
 
 def read_nih_tree(folder: Path, allow_missing: bool) -> Catalogue:
@@ -145,19 +144,6 @@ def _subgroups(row: dict[str, str]) -> dict[str, str | None]:
         "sex": sex if sex in ("F", "M") else None,
         "age": age_band(row.get("Patient Age") or ""),
     }
-
-
-def age_band(age: str) -> str | None:
-    """0-17, 18-39, 40-64 or 65-100 years; None for no age, and for more than 100 years, which are errors of the file.
-
-    Files differ in form: years as a number, or a number with its unit (058Y, 013M, 005D). A few ages of the first file
-    are as high as 414; whatever they stand for, those images belong to no band.
-    """
-    found = re.fullmatch(r"([0-9]{1,4})([YMD]?)", age.strip())
-    if found is None:
-        return None
-    years = int(found[1]) // {"": 1, "Y": 1, "M": 12, "D": 365}[found[2]]
-    return next((band for last, band in _AGE_BANDS if years <= last), None)
 
 
 def _read_list(path: Path, entries: Container[str], label_file: Path) -> set[str]:

@@ -41,7 +41,7 @@ class Arm:
 ARMS = {
     BASELINE: Arm(),
     "inmerge": Arm(criterion="similar"),
-    "random-pairs": Arm(criterion="any"),
+    "random-pairs": Arm(criterion="random_pairs"),
     "dissimilar": Arm(criterion="dissimilar"),
     "ema": Arm(average="ema"),
     "swa": Arm(average="swa"),

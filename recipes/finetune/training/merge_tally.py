@@ -6,6 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from inmerge_optim import InMergeOptimizer, KernelLayer, kernel_layers, kernel_ranks
+from inmerge_optim.merging import COSINE_UNIT
 
 from ..options import Options
 from .arms import Arm, merge_settings, merging_arms
@@ -23,9 +24,8 @@ class MergeTally:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, watched: list[KernelLayer]) -> None:
-        self._model = model
         self._merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
-        self._watched = watched
+        self._model, self._watched = model, watched
         self._before = self._totals()
 
     def merged_pairs(self) -> int:
@@ -46,9 +46,16 @@ class MergeTally:
         """Pairs drawn and merged per layer, and the sum of the cosines of those merged; none where none are."""
         if self._merging is None:
             return {}
-        cosines = self._merging.merged_cosines()
         counts = self._merging.merge_counts()
-        return {layer: (count["drawn"], count["merged"], cosines[layer]) for layer, count in counts.items()}
+        return {
+            layer: (count["drawn"], count["merged"], _units((count["mean_cosine"] or 0.0) * count["merged"]))
+            for layer, count in counts.items()
+        }
+
+
+def _units(cosines: float) -> float:
+    """A sum of cosines to the unit that they are rounded to, so that a resumed process gives the same means."""
+    return round(cosines / COSINE_UNIT) * COSINE_UNIT
 
 
 def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelLayer]:

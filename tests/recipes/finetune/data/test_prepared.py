@@ -15,7 +15,9 @@ import numpy as np
 import psutil
 import pytest
 from finetune.data import prepared
-from finetune.data.prepared import UnreadableImage, grey_square, prepare
+from finetune.data.catalogue import EncodedImages
+from finetune.data.prepared import prepare
+from finetune.data.squares import Form
 from finetune.errors import InputError, exit_on_input_error
 from finetune.sources.nih_tree import read_nih_tree
 from PIL import Image
@@ -47,7 +49,7 @@ def start(tree: Path, folder: Path, workers: int = 0, file_limit: int | None = N
         if file_limit is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
         source = read_nih_tree(tree, allow_missing=False).images
-        exit_on_input_error(lambda: prepare(source, 64, folder, workers))
+        exit_on_input_error(lambda: prepare(source, Form(64), folder, workers))
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
@@ -57,6 +59,13 @@ def start(tree: Path, folder: Path, workers: int = 0, file_limit: int | None = N
 def finish(process: ForkProcess, code: int = 0) -> None:
     process.join(timeout=120)
     assert process.exitcode == code
+
+
+def opened(path: Path) -> Image.Image:
+    """An image, read from its file, which is closed again."""
+    with Image.open(path) as image:
+        image.load()
+        return image
 
 
 def told(folder: Path) -> list[str]:
@@ -72,10 +81,13 @@ def test_pixels_are_those_of_pil(shared_file, tmp_path: Path) -> None:
     """Grey and RGBA files alike give, to the bit, what PIL gives for them in RGB, which most scripts resize."""
     folder = shared_file("data/nih-mini")
     xrays = read_nih_tree(folder, allow_missing=False)
-    modes = [Image.open(path).mode for path in xrays.images.paths]
+    modes = []
+    for path in xrays.images.paths:
+        with Image.open(path) as image:
+            modes.append(image.mode)
     rows = [modes.index("L"), *(row for row, mode in enumerate(modes) if mode == "RGBA"), len(modes) - 1]
     assert len(rows) > 5
-    images = prepare(_Some(xrays.images, rows), 96, tmp_path / "prepared", workers=0)
+    images = prepare(_Some(xrays.images, rows), Form(96), tmp_path / "prepared", workers=0)
     for k, row in enumerate(rows):
         with Image.open(xrays.images.paths[row]) as image:
             expected = np.asarray(image.convert("RGB").resize((96, 96), Image.Resampling.BILINEAR))
@@ -86,7 +98,7 @@ def test_pixels_are_those_of_pil(shared_file, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_image_of_a_real_tree_is_what_pil_gives(shared_file, tmp_path: Path) -> None:
     xrays = read_nih_tree(shared_file("data/nih-mini"), allow_missing=False)
-    images = prepare(xrays.images, 256, tmp_path / "prepared", workers=0)
+    images = prepare(xrays.images, Form(256), tmp_path / "prepared", workers=0)
     assert not images.absent()
     for row, path in enumerate(xrays.images.paths):
         with Image.open(path) as image:
@@ -97,7 +109,7 @@ def test_every_image_of_a_real_tree_is_what_pil_gives(shared_file, tmp_path: Pat
 class _Some:
     """Some rows of a source."""
 
-    def __init__(self, source: prepared.EncodedImages, rows: list[int]) -> None:
+    def __init__(self, source: EncodedImages, rows: list[int]) -> None:
         self.source, self.rows = source, rows
 
     def __len__(self) -> int:
@@ -110,35 +122,11 @@ class _Some:
         return self.source.read(self.rows[row])
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGB", "RGBA"])
-def test_every_kind_of_png_becomes_the_same_channel(mode: str) -> None:
-    grey = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8))
-    other = grey.convert("RGB").quantize(256) if mode == "P" else grey.convert(mode)
-    assert Image.open(io.BytesIO(encoded(other))).mode == mode
-    assert grey_square(encoded(other), 20) == grey.resize((20, 20), Image.Resampling.BILINEAR).tobytes()
-
-
-@pytest.mark.parametrize(
-    ("bad", "reason"),
-    [
-        (b"", "is neither PNG nor JPEG"),
-        (b"<html>", "is neither PNG nor JPEG"),
-        (encoded(Image.new("L", (40, 40), 7))[:50], "is damaged: "),
-        (encoded(Image.fromarray(np.full((40, 40), 999, np.uint16))), "is not of 8 bits"),
-    ],
-    ids=["empty", "another kind", "cut short", "16 bits"],
-)
-def test_what_is_no_8_bit_image_is_refused(bad: bytes, reason: str) -> None:
-    """Values of 16 bits would be clipped to 255 by PIL."""
-    with pytest.raises(UnreadableImage, match=reason):
-        grey_square(bad, 20)
-
-
 def test_rows_are_read_in_any_order(tree: Path, tmp_path: Path, small_files: None) -> None:
     source = read_nih_tree(tree, allow_missing=False).images
-    images = prepare(source, 24, tmp_path / "prepared", workers=0)
+    images = prepare(source, Form(24), tmp_path / "prepared", workers=0)
     assert images.shape == (60, 1, 24, 24)
-    everything = np.stack([np.asarray(Image.open(path))[None] for path in source.paths])
+    everything = np.stack([np.asarray(opened(path))[None] for path in source.paths])
     rows = np.random.default_rng(1).permutation(60)
     np.testing.assert_array_equal(images[rows.tolist()], everything[rows])
     part = images.select(rows[:20])
@@ -149,12 +137,13 @@ def test_rows_are_read_in_any_order(tree: Path, tmp_path: Path, small_files: Non
 
 
 def test_files_open_with_the_datasets_library(tree: Path, tmp_path: Path, small_files: None) -> None:
-    prepare(read_nih_tree(tree, allow_missing=False).images, 24, tmp_path / "prepared", workers=0)
+    prepare(read_nih_tree(tree, allow_missing=False).images, Form(24), tmp_path / "prepared", workers=0)
     files = sorted((tmp_path / "prepared").glob("*.arrow"))
     data = datasets.concatenate_datasets([datasets.Dataset.from_file(str(path)) for path in files])
     assert data.features == prepared.FEATURES
     assert len(data) == 60
-    assert len(data[7]["image"]) == 24 * 24
+    row = data[7]
+    assert (len(row["image"]), row["width"], row["height"], row["reason"]) == (24 * 24, 24, 24, None)
 
 
 def test_prepared_images_are_found_again(tree: Path, tmp_path: Path, small_files: None) -> None:
@@ -163,7 +152,7 @@ def test_prepared_images_are_found_again(tree: Path, tmp_path: Path, small_files
 
     def prepare_again(side: int = 24) -> set[str]:
         before = {path.name for path in folder.glob("*")}
-        prepare(read_nih_tree(tree, allow_missing=False).images, side, folder, workers=0)
+        prepare(read_nih_tree(tree, allow_missing=False).images, Form(side), folder, workers=0)
         return {path.name for path in folder.glob("*.arrow")} - before
 
     assert len(prepare_again()) == 4
@@ -177,17 +166,17 @@ def test_prepared_images_are_found_again(tree: Path, tmp_path: Path, small_files
 def test_the_number_of_processes_changes_nothing(tree: Path, tmp_path: Path, small_files: None) -> None:
     source = read_nih_tree(tree, allow_missing=False).images
     for workers in (0, 2):
-        prepare(source, 24, tmp_path / str(workers), workers)
+        prepare(source, Form(24), tmp_path / str(workers), workers)
     assert content(tmp_path / "0") == content(tmp_path / "2")
 
 
 def test_a_damaged_file_is_told(tree: Path, tmp_path: Path, small_files: None) -> None:
     source, folder = read_nih_tree(tree, allow_missing=False).images, tmp_path / "prepared"
-    prepare(source, 24, folder, workers=0)
+    prepare(source, Form(24), folder, workers=0)
     path = sorted(folder.glob("*.arrow"))[1]
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(InputError, match=f"{path.name}.* delete it and give the same command again"):
-        prepare(source, 24, folder, workers=0)
+        prepare(source, Form(24), folder, workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
+from finetune.judging.formatting import with_bounds
 from finetune.judging.intervals import bootstrap
 from finetune.reports.subgroups import subgroup_section
 from finetune.runs.finished import FinishedRun
@@ -66,7 +67,7 @@ def test_a_row_is_the_mean_over_labels_and_seeds_of_its_cases(
         part = {arm: [p[rows] for p in seeds] for arm, seeds in probabilities.items()}
         low, high = bootstrap(TASK, data.test.labels[rows], part, patients).interval("inmerge", "baseline")
         difference = means["inmerge"] - means["baseline"]
-        assert row["inmerge - baseline"] == f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
+        assert row["inmerge - baseline"] == with_bounds(difference, low, high)
     assert list(found["age: 0-17"].values()) == ["age: 0-17", "1", "1", "0", None, None, None]
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from finetune.data.catalogue import hold_out
 from finetune.data.prepared import prepared_data
+from finetune.data.splits import hold_out
+from finetune.data.squares import Form
 from finetune.errors import InputError
 from finetune.sources.nih_hub import read_nih_hub
 from finetune.sources.nih_labels import LABELS
@@ -49,7 +50,7 @@ def write_parquet(tree: Path, folder: Path, *, labels: datasets.features.List, p
 def test_the_same_data_as_from_the_tree(tree: Path, tmp_path: Path, labels: datasets.features.List) -> None:
     """Cases, patients, labels, splits and pixels."""
     folder = write_parquet(tree, tmp_path / "hub", labels=labels)
-    settings = {"prepare_size": 16, "image_size": 14, "workers": 0, "allow_missing": False}
+    settings = {"form": Form(16, grey=True), "image_size": 14, "workers": 0, "allow_missing": False}
     catalogues = (read_nih_tree(tree, allow_missing=False), read_nih_hub(str(folder), "main"))
     from_tree, from_hub = (
         prepared_data(hold_out(catalogue, "val", 0.125, seed=0), prepared_dir=tmp_path / name, **settings)
@@ -85,7 +86,7 @@ def test_the_commit_is_loaded_and_recorded(tree: Path, tmp_path: Path, monkeypat
         loaded.append((name, revision))
         return splits
 
-    monkeypatch.setattr("finetune.sources.nih_hub.HfApi", Hub)
+    monkeypatch.setattr("finetune.sources.hub.HfApi", Hub)
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert read_nih_hub("owner/name", "main").files == {"owner/name": "b" * 40}
     assert read_nih_hub("owner/name", "a" * 40).description == {"hub": "owner/name", "revision": "a" * 40}
@@ -97,7 +98,7 @@ def test_bad_data_sets_are_told_in_one_sentence(tree: Path, tmp_path: Path, monk
     folder = write_parquet(tree, tmp_path / "hub", labels=TEXT)
     splits = datasets.load_dataset(str(folder))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"empty can't be loaded .*give owner/name of a data set on the hub"):
+    with pytest.raises(InputError, match="empty holds no parquet file: give a folder of images by --data-dir"):
         read_nih_hub(str(tmp_path / "empty"), "main")
 
     def refusal(changed: datasets.DatasetDict) -> str:

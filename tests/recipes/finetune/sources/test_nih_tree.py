@@ -11,9 +11,10 @@ import pandas
 import pytest
 from finetune.data.images import ImageData
 from finetune.errors import InputError
+from finetune.sources.ages import age_band
 from finetune.sources.chestxray14 import ChestXrayOptions, load_chestxray14
 from finetune.sources.nih_labels import LABELS
-from finetune.sources.nih_tree import age_band, read_boxes, read_nih_tree
+from finetune.sources.nih_tree import read_boxes, read_nih_tree
 from small_trees import HEADER, case_names, image_path, make_tree, write_boxes, write_labels, write_lists
 
 

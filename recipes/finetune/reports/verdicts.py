@@ -1,0 +1,60 @@
+"""What the terminal and the reports say about the verdicts of a summary."""
+
+from typing import Any
+
+from ..judging.formatting import bounds, number
+from ..judging.metrics import title_of
+from ..options import BASELINE
+
+RULE = (
+    "Equivalent is a claim about the margin; undecided is a claim about the experiment. An arm is equivalent where the "
+    "interval at 1 - .10/k lies within the margin, for k arms that are compared, better or worse where the one at "
+    "1 - .05/k leaves 0 out, and undecided otherwise. Both intervals are over seeds and test cases."
+)
+
+
+def judged_difference(summary: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
+    """The difference that a verdict is about."""
+    arm, reference = verdict["arm"], verdict["reference"]
+    kind, name = ("differences", arm) if reference == BASELINE else ("contrasts", f"{arm} - {reference}")
+    return summary[kind][name][verdict["metric"]]
+
+
+def noise_text(difference: dict[str, Any], unit: str) -> str | None:
+    """Where the noise in a difference comes from, as far as it is known."""
+    parts = [
+        f"{name} {bounds(difference[f'{kind}_low'], difference[f'{kind}_high'])}"
+        for kind, name in (("t", "over seeds alone"), ("bootstrap", f"over {unit} alone"))
+        if difference[f"{kind}_low"] is not None
+    ]
+    return f"where the noise comes from: {', '.join(parts)}" if parts else None
+
+
+def power_text(verdict: dict[str, Any]) -> str | None:
+    """The smallest difference that the trial could have seen."""
+    size = verdict["smallest_detectable"]
+    return size and f"this trial finds a true difference of {number(size, '{:.2g}')} four times out of five"
+
+
+def margin_text(summary: dict[str, Any]) -> str:
+    """The margin, and whether anyone chose it."""
+    rule = summary["rule"]
+    margin = f"The margin is {rule['margin']:g} {title_of(rule['metric'])}, fixed before the run"
+    return f"{margin}." if rule["margin_chosen"] else f"{margin} by default and not chosen for these data (--margin)."
+
+
+def looks_text(summary: dict[str, Any]) -> str | None:
+    """A word on seeds and arms that were added after a look, where there is something to say."""
+    seeds, planned, looks = len(summary["seeds"]), summary["rule"]["planned_seeds"], summary["looks"]
+    if planned is not None:
+        if seeds < planned:
+            return (
+                f"Interim: {seeds} of the {planned} seeds planned at the start. Judge when all of them have been run."
+            )
+        return f"All of the {planned} seeds that were planned at the start have been run."
+    if looks < 2:
+        return None
+    return (
+        f"This run was looked at {looks} times, while seeds or arms were added to it. Whoever stops at the first p "
+        "below .05 over 3 to 10 looks is wrong in 17 % of cases; --planned-seeds, set at the start, says when to judge."
+    )

@@ -1,0 +1,227 @@
+"""One's own images as a source: options, their check, and loading."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..data.catalogue import LEFT_OUT, PARTS, Catalogue
+from ..data.images import ImageData
+from ..data.opening import PERCENTILES, Window, parse_window
+from ..data.prepared import PreparedImages, as_image_data, prepare, prepared_folder, without_unreadable
+from ..data.splits import SPLIT, SPLIT_FILE, check_classes, hold_out_stratified, read_split, split_table, units_of
+from ..data.squares import Fit, Form
+from ..data.twins import find_leaks, refuse_leaks
+from ..errors import InputError, is_main_process
+from .columns import Columns
+from .dicom import image_opener
+from .folders import patients_of, read_class_folders
+from .hub import read_hub
+from .listing import Listing, catalogue_of
+from .preparing import PreparedOptions, check_preparing
+from .tables import read_table
+
+LEFT_OUT_FILE = "left_out.csv"
+
+
+@dataclass(kw_only=True)
+class OwnImagesOptions(PreparedOptions):
+    """Fine-tune a timm CNN on your own images, with and without in-model merging, from the same backbone.
+
+    The images come as a folder per class (--data-dir), as a table of paths (--csv), or as a data set of the datasets
+    library (--hub).
+    """
+
+    csv: Path | None = None
+    """A table of the images, CSV, TSV or parquet, whose paths start from --data-dir, or else from where it lies."""
+    image_column: str | None = None
+    """Column of paths. This and the next: None: the one of a usual name, which is told."""
+    label_columns: tuple[str, ...] = ()
+    """Column of classes, or of labels joined by | or ;, or several columns of 0 and 1."""
+    patient_column: str | None = None
+    """Column that names the patient."""
+    split_column: str | None = None
+    """Column with train, val or test."""
+    subgroup_columns: tuple[str, ...] = ()
+    """Columns whose values the report tells apart."""
+    allow_outside: bool = False
+    """Read images of a table that lie outside of its folder."""
+    patient_regex: str | None = None
+    """Names the patient by its first group, searched for in an image's path: r"(\\d+)_" for 0017_left.png."""
+    positive_class: str | None = None
+    """Class 1 of two. None: the one that is not called normal, negative and the like, or else the second by name."""
+    fit: Fit = "pad"
+    """What becomes of an image that is not square: pad it with black, crop its longer side, or squash it."""
+    window: str = "file"
+    """What becomes black and white of more than 8 bits: center,width; or file: that of a DICOM file, and else as
+    percentile, which takes the 1st and the 99th of each image."""
+    split_file: Path | None = None
+    """The split.csv of another run on these images, in place of the split that they come with or that is drawn."""
+    val_fraction: float = 0.2
+    """Share of the patients, or cases, that are held out for validation, where the images come without it."""
+    test_fraction: float = 0.2
+    """Share of the patients, or cases, that are held out for testing, where the images come without it."""
+    allow_twins: bool = False
+    """Go on with images or patients that are in test and in another split."""
+
+
+def check_own_images(options: OwnImagesOptions) -> None:
+    """Refuse options that contradict each other or are out of range."""
+    if (options.data_dir is None and options.csv is None) == (options.hub is None):
+        raise InputError(
+            "give one of --data-dir, a folder of images, --csv, a table of them, and --hub, a data set of the datasets "
+            "library"
+        )
+    if options.csv is None and options.hub is None:
+        for name in ("image_column", "label_columns", "patient_column", "split_column", "subgroup_columns"):
+            if getattr(options, name):
+                raise InputError(f"--{name.replace('_', '-')} has no effect without --csv or --hub: leave it out")
+    if options.allow_outside and options.csv is None:
+        raise InputError("--allow-outside has no effect without --csv: leave it out")
+    check_preparing(options)
+    for name in ("val_fraction", "test_fraction"):
+        if not 0 < getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(options, name)}")
+    try:
+        parse_window(options.window)
+    except ValueError as error:
+        raise InputError(
+            f"--window {options.window} must be center,width (wider than 1), file or percentile"
+        ) from error
+    if options.patient_regex is not None:
+        _patient_pattern(options.patient_regex)
+    if options.allow_twins and options.drop_twins:
+        raise InputError("--allow-twins keeps what --drop-twins drops: leave out one of both")
+
+
+def _patient_pattern(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise InputError(f"--patient-regex {text} is no regular expression ({error}): mend it") from error
+    if not pattern.groups:
+        raise InputError(f"--patient-regex {text} has no group: put what names the patient in brackets")
+    return pattern
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """What was found and prepared, and how it is split.
+
+    Attributes:
+        catalogue: of all images; what can't be used is left out of its split.
+        images: all of them, in the same order.
+        folder: where they are prepared.
+    """
+
+    catalogue: Catalogue
+    images: PreparedImages
+    form: Form
+    folder: Path
+
+    def data(self, image_size: int) -> ImageData:
+        """The splits, with how they are and what is left out as tables."""
+        data = as_image_data(self.catalogue, self.images, self.form, image_size)
+        left_out = list(self.catalogue.description["left_out"].items())
+        tables = {SPLIT_FILE: split_table(self.catalogue, SPLIT, self.catalogue.split)}
+        return replace(data, tables=tables | ({LEFT_OUT_FILE: (("case", "reason"), left_out)} if left_out else {}))
+
+
+def name_of(options: OwnImagesOptions) -> str:
+    """What the data set is called: after its table, its folder, or its name on the hub."""
+    source = options.hub or options.csv or options.data_dir.resolve()
+    return re.sub(r"[^\w.-]+", "-", Path(source).stem if options.csv else Path(source).name)
+
+
+def load_own_images(options: OwnImagesOptions) -> ImageData:
+    """Find, prepare and split the images; twins over the splits are refused, unless they are allowed or dropped."""
+    own = find_own_images(options, options.allow_missing)
+    data = own.data(options.image_size)
+    if is_main_process():
+        for notice in own.catalogue.description["notices"]:
+            print(f"{notice}.")
+    if not (options.allow_twins or options.drop_twins):
+        refuse_leaks(data, find_leaks(data))
+    return data
+
+
+def find_own_images(options: OwnImagesOptions, allow_missing: bool) -> OwnImages:
+    """Find and prepare the images, and split those that can be used.
+
+    Args:
+        allow_missing: leave out the others instead of refusing them.
+    """
+    catalogue = catalogue_of(_listing(options), name_of(options), options.positive_class)
+    form = Form(options.side, options.fit, parse_window(options.window), decode=image_opener())
+    folder = prepared_folder(options.prepared_in, catalogue, form)
+    images = prepare(catalogue.images, form, folder, options.processes)
+    catalogue = without_unreadable(_with_headers(catalogue, images), images, allow_missing)
+    catalogue, notices = _split(catalogue, images, options)
+    described = {
+        **catalogue.description,
+        "fit": options.fit,
+        "window": _window_text(form.window),
+        "notices": [*catalogue.description["notices"], *notices, *check_classes(catalogue)],
+    }
+    return OwnImages(replace(catalogue, description=described), images, form, folder)
+
+
+def _window_text(window: Window) -> str:
+    """What becomes black and white of values of more than 8 bits, for the run folder."""
+    percentiles = "percentiles {:g} and {:g} of each image".format(*PERCENTILES)
+    if window == "file":
+        return f"that of the file, or else {percentiles}"
+    return percentiles if window == "percentile" else "center {:g}, width {:g}".format(*window)
+
+
+def _listing(options: OwnImagesOptions) -> Listing:
+    columns = Columns(
+        options.image_column,
+        options.label_columns,
+        options.patient_column,
+        options.split_column,
+        options.subgroup_columns,
+    )
+    if options.hub is not None:
+        listing = read_hub(options.hub, options.hub_revision, columns)
+    elif options.csv is not None:
+        listing = read_table(options.csv, options.data_dir or options.csv.parent, columns, options.allow_outside)
+    else:
+        listing = read_class_folders(options.data_dir)
+    if options.patient_regex is None:
+        return listing
+    return replace(listing, patients=patients_of(listing.cases, _patient_pattern(options.patient_regex)))
+
+
+def _with_headers(catalogue: Catalogue, images: PreparedImages) -> Catalogue:
+    """What the files' own headers say, where the source says nothing: patients if all name theirs, and subgroups."""
+    headers = images.headers()
+    absent = images.absent()
+    usable = [header for row, header in enumerate(headers) if row not in absent]
+    patients = catalogue.patients
+    if patients is None and usable and all("patient" in header for header in usable):
+        patients = [header.get("patient", "") for header in headers]
+    found = {name: [header.get(name) for header in headers] for name in ("view", "sex", "age")}
+    subgroups = {name: values for name, values in found.items() if any(values)} | catalogue.subgroups
+    return replace(catalogue, patients=patients, subgroups=subgroups)
+
+
+def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> tuple[Catalogue, list[str]]:
+    """Take the split of the file, or hold out of the training images the parts that the images come without."""
+    if options.split_file is not None:
+        split = read_split(options.split_file, catalogue, SPLIT)
+        unknown = set(split) - {*PARTS, LEFT_OUT}
+        if unknown:
+            raise InputError(
+                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
+            )
+        split[list(images.absent())] = LEFT_OUT
+        return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]
+    lacking = [part for part in ("test", "val") if not len(catalogue.rows(part))]
+    if not lacking:
+        return catalogue, []
+    units = units_of(catalogue, images.pixel_hashes())
+    fractions = {"test": options.test_fraction, "val": options.val_fraction}
+    for part in lacking:
+        catalogue = hold_out_stratified(catalogue, part, fractions[part], options.split_seed, units)
+    by = "case, as no patients are named" if catalogue.patients is None else "patient"
+    return catalogue, [f"Held out of train by {by}: {' and '.join(lacking)}"]

@@ -1,0 +1,35 @@
+"""Fine-tune a timm CNN on your own images, with and without in-model merging.
+
+python recipes/imagefolder.py --data-dir my_images --prepare-only
+accelerate launch recipes/imagefolder.py --data-dir my_images --model resnet18 --seeds 0 1 2
+"""
+
+from finetune.errors import exit_on_input_error
+from finetune.options import parse_options
+from finetune.reports.look import look_at
+from finetune.reports.own_images import own_sections
+from finetune.sources.imagefolder import OwnImagesOptions, check_own_images, find_own_images, load_own_images, name_of
+from finetune.trial import run_trial
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe with these arguments, by default those of the command line."""
+    exit_on_input_error(lambda: _run(parse_options(OwnImagesOptions, argv)))
+
+
+def _run(options: OwnImagesOptions) -> None:
+    check_own_images(options)
+    if options.prepare_only:
+        print(look_at(find_own_images(options, allow_missing=True), options.image_size))
+        return
+    run_trial(
+        options,
+        lambda: load_own_images(options),
+        f"{name_of(options)}-{options.model}",
+        main_first=False,
+        add_sections=own_sections,
+    )
+
+
+if __name__ == "__main__":
+    main()
