@@ -123,7 +123,11 @@ def check_written_here(path: Path, mark: bytes = GENERATOR.encode()) -> None:
     """Refuse to write over a file that does not begin as this project writes it."""
     if not path.exists() and not path.is_symlink():
         return
-    if not regular_file(path) or mark not in path.open("rb").read(1000):
+    begin = b""
+    if regular_file(path):
+        with path.open("rb") as file:
+            begin = file.read(1000)
+    if mark not in begin:
         raise InputError(f"{path} is there, and not by {GENERATOR}: move it away, or choose another --output")
 
 

@@ -1,6 +1,7 @@
 """The paired trial: for each seed a backbone stage, then every arm from its last weights."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -79,8 +80,10 @@ def check_trial(options: Options) -> None:
     check_arms(options)
     check_tracker(options.tracker)
     model = bare_model(options)
-    for arm in options.arms:
-        wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the stages warn when they wrap
+        for arm in options.arms:
+            wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
     if options.recalibrate_bn and not has_batch_norm(model):
         raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
     if options.grad_checkpointing:

@@ -143,7 +143,7 @@ def test_sections_of_a_recipe_are_shown(run: Path, tmp_path: Path) -> None:
     page = Page((folder / "report.html").read_text())
     assert "Parts of <it>" in page.text
     assert "<b>" in page.text
-    assert tables_of((folder / "report.md").read_text())["Parts of <it>"][0] == {"part": "sex \\| F", "AUROC": "–"}
+    assert tables_of((folder / "report.md").read_text())["Parts of \\<it>"][0] == {"part": "sex \\| F", "AUROC": "–"}
 
 
 def test_runs_stand_side_by_side(run: Path, tmp_path: Path) -> None:
