@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import pickle
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from malicious_files import FORMATS, WritesAFile, raw_pickle, zip_of_torch
 from safetensors.torch import save_file
 from torch import nn
 
@@ -53,43 +53,6 @@ def refused(path, **settings):
     assert message.startswith(f"{path} ")
     assert "\n" not in message
     return message
-
-
-class WritesAFile:
-    """What leaves a canary when it is unpickled."""
-
-    def __init__(self, canary: Path) -> None:
-        self.command = f"touch {canary}"
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-def raw_pickle(content):
-    return pickle.dumps(content)
-
-
-def zip_of_torch(content):
-    file = io.BytesIO()
-    torch.save(content, file)
-    return file.getvalue()
-
-
-def legacy_file_of_torch(content):
-    file = io.BytesIO()
-    torch.save(content, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
-
-
-def plain_zip(content):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("weights/data.pkl", pickle.dumps(content))
-        archive.writestr("weights/version", "3")
-    return file.getvalue()
-
-
-FORMATS = [raw_pickle, zip_of_torch, legacy_file_of_torch, plain_zip]
 
 
 @pytest.mark.parametrize("environment", [{}, {"TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "1"}])

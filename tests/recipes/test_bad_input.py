@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,19 +120,6 @@ def test_checkpoint_of_another_architecture(refusal: Callable[..., str], tmp_pat
     assert "other.safetensors does not fit test_resnet: conv1.0.weight is missing in the file" in message
     (tmp_path / "text.pth").write_text("no weights")
     assert "text.pth holds no weights" in refusal(*arguments, "--checkpoint", "text.pth")
-
-
-class WritesAFile:
-    def __reduce__(self):
-        return os.system, ("touch canary",)
-
-
-def test_checkpoint_that_would_run_code(refusal: Callable[..., str], tmp_path: Path) -> None:
-    """The loader of timm before 1.0.26 ran it here, and only then it was refused."""
-    arguments = [word for word in DIGITS if word != "--no-pretrained"]
-    (tmp_path / "weights.pth").write_bytes(pickle.dumps(WritesAFile()))
-    assert "holds no weights, or more than weights" in refusal(*arguments, "--checkpoint", "weights.pth")
-    assert not Path("canary").exists()
 
 
 def test_checkpoint_of_a_real_other_architecture(refusal: Callable[..., str], shared_file) -> None:
