@@ -18,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune, weight_norm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from inmerge_optim import kernel_layers
 from inmerge_optim.selection import CONVOLUTIONS
@@ -169,16 +170,17 @@ def test_a_classifier_need_not_be_a_layer(head):
     assert not trace(Functional()).classifiers
 
 
-def test_what_scales_and_shifts_the_classes_is_no_layer_of_its_own():
+def test_what_scales_shifts_and_orders_the_classes_is_no_layer_of_its_own():
     class Calibrated(nn.Module):
         def __init__(self):
             super().__init__()
             self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
             self.scale = nn.Parameter(torch.ones(2, 1, 1))
             self.register_buffer("mean", torch.zeros(1, 2, 1, 1))
+            self.register_buffer("order", torch.tensor([1, 0]))
 
         def forward(self, x):
-            return (self.body(x) - self.mean) * self.scale
+            return ((self.body(x) - self.mean) * self.scale)[:, self.order]
 
     assert trace(Calibrated()).classifiers == {"body.2"}
 
@@ -199,6 +201,16 @@ def test_a_layer_whose_weight_is_pruned_still_takes_the_features_before_it():
     model = Net()
     prune.l1_unstructured(model.head, "weight", 0.5)
     prune.l1_unstructured(model.deep, "weight", 0.5)
+    assert not trace(model).classifiers
+
+
+def test_a_layer_whose_weight_depends_on_its_input_takes_the_features_before_it():
+    class Dynamic(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight * x.mean())
+
+    model = Net()
+    model.deep = Dynamic(8, 8, 3)
     assert not trace(model).classifiers
 
 
@@ -515,11 +527,11 @@ def test_compiled_models_are_run_as_they_were_written():
 
     class Function(Net):
         def forward(self, x):
-            return super().forward(torch.compile(torch.relu, backend=backend)(x))
+            return super().forward(torch.compile(torch.relu, backend=backend, fullgraph=True)(x))
 
     model = Function()
     model.compile(backend=backend)
-    model.stem.compile(backend=backend)
+    model.stem._compiled_call_impl = compiled.append  # of another compiler
     model.deep = torch.compile(model.deep, backend=backend)
     before = state_of(model)
     assert trace(model).executed == ["stem", "deep._orig_mod"]
@@ -595,11 +607,32 @@ def test_models_without_data_are_traced(context, inside):
         assert trace(model).executed == ["stem", "deep"]
 
 
+def test_others_who_watch_operations_see_none():
+    with FlopCounterMode(display=False) as counter:
+        trace(Net())
+    assert counter.get_total_flops() == 0
+
+
 def test_autocast_keeps_no_weights_of_the_trace():
     model = Net()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert trace(model).executed == ["stem", "deep"]
         assert type(model(torch.zeros(1, 3, 8, 8))) is torch.Tensor
+
+
+def test_the_trace_that_came_furthest_is_told_of():
+    class Late(Net):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 3)
+
+        def forward(self, x):
+            return self.head(self.deep(self.stem(x)))
+
+    with pytest.warns(
+        UserWarning, match=r"with an input of \(1, 224, 224\) .*: 0 of its 2 layers are taken in the order"
+    ):
+        kernel_layers(Late(), 0)
 
 
 def test_a_model_that_depends_on_data_is_told_of():
