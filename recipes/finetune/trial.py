@@ -25,6 +25,7 @@ from .runs.sections import Section, write_sections
 from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
 from .runs.summaries import read_summary, write_summary
 from .training.arms import ARMS, check_arms, wrap_optimizer
+from .training.augment import check_augmentations
 from .training.averages import has_batch_norm
 from .training.models import check_forward, check_model_name, create_model, use_grad_checkpointing
 from .training.optim import create_optimizer
@@ -59,6 +60,7 @@ def run_trial(
     """
     check_model_name(options.model)
     check_arms(options)
+    check_augmentations(options.aug)
     check_tracker(options.tracker)
     run = options.output or Path("runs") / name
     accelerator = _accelerator(options, run)
