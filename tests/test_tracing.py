@@ -427,6 +427,10 @@ class Keeper(Net):
         self.inner = nn.Sequential(nn.Identity())
 
     def forward(self, x):
+        assert isinstance(self.deep.weight, nn.Parameter)
+        assert not self.training
+        assert not self.deep.training
+        assert not torch.is_grad_enabled()
         self.calls += 1
         self.count.add_(1)
         self.stem.weight.data.mul_(2)
@@ -458,7 +462,7 @@ def test_a_forward_leaves_nothing_in_the_model(fails):
     before, weights = state_of(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     versions = [tensor._version for tensor in (*model.parameters(), *model.buffers(), model.count)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the failure
+        warnings.simplefilter("ignore" if fails else "error")  # one tells of the failure
         kernel_layers(model, 1)
     assert_as_before(model, before)
     assert (model.training, model.stem.training, model.deep.training) == (True, True, False)
@@ -530,7 +534,7 @@ def test_no_hook_is_called_and_all_are_kept(calls):
     Net()(torch.zeros(1, 3, 8, 8, requires_grad=True)).sum().backward()
     assert {"global pre-hook", "global hook", "global backward hook", "parameter registration"} <= set(calls)
     calls.clear()
-    model(torch.zeros(1, 3, 8, 8))
+    model.deep(torch.zeros(1, 8, 8, 8))
     assert {"pre-hook", "hook"} <= set(calls)
 
 
