@@ -114,7 +114,17 @@ def test_the_classifier_is_known_whatever_container_the_output_is_in(build, clas
     assert trace(Wrapped()).classifiers == {f"model.{classifier}"}
 
 
-def test_side_outputs_that_a_last_layer_fuses_are_classifiers():
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda *maps: maps,
+        lambda fused, *sides: [fused, {"sides": list(sides)}],
+        lambda *maps: types.MappingProxyType(dict(enumerate(maps))),
+        lambda *maps: [Prediction(single) for single in maps],
+    ],
+    ids=["tuple", "nested", "mapping", "data class"],
+)
+def test_side_outputs_that_a_last_layer_fuses_are_classifiers(returned):
     class Fused(Segmenter):
         def __init__(self):
             super().__init__(None)
@@ -123,7 +133,7 @@ def test_side_outputs_that_a_last_layer_fuses_are_classifiers():
         def forward(self, x):
             x = self.stem(x)
             early, late = self.early(x), self.late(self.deep(x))
-            return self.fuse(torch.cat([early, late], 1)), early, late
+            return returned(self.fuse(torch.cat([early, late], 1)), early, late)
 
     assert trace(Fused()).classifiers == {"early", "late", "fuse"}
 
@@ -241,6 +251,12 @@ def test_what_acts_as_fully_connected_is_known_in_any_number_of_dimensions(convo
     assert found.executed == ["stem", "squeeze", "excite", "deep"]
     assert found.fully_connected == {"squeeze", "excite"}
     assert not found.classifiers
+
+
+def test_an_image_without_a_batch_has_its_space_last():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(0), nn.Linear(8 * 222, 2))
+    assert not trace(model, torch.zeros(3, 224, 3)).fully_connected
+    assert trace(model[:1], torch.zeros(3, 3, 3)).fully_connected == {"0"}
 
 
 def residual_1d(width, stride):
@@ -411,6 +427,10 @@ class Keeper(Net):
         self.inner = nn.Sequential(nn.Identity())
 
     def forward(self, x):
+        assert isinstance(self.deep.weight, nn.Parameter)
+        assert not self.training
+        assert not self.deep.training
+        assert not torch.is_grad_enabled()
         self.calls += 1
         self.count.add_(1)
         self.stem.weight.data.mul_(2)
@@ -442,7 +462,7 @@ def test_a_forward_leaves_nothing_in_the_model(fails):
     before, weights = state_of(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     versions = [tensor._version for tensor in (*model.parameters(), *model.buffers(), model.count)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the failure
+        warnings.simplefilter("ignore" if fails else "error")  # one tells of the failure
         kernel_layers(model, 1)
     assert_as_before(model, before)
     assert (model.training, model.stem.training, model.deep.training) == (True, True, False)
@@ -514,7 +534,7 @@ def test_no_hook_is_called_and_all_are_kept(calls):
     Net()(torch.zeros(1, 3, 8, 8, requires_grad=True)).sum().backward()
     assert {"global pre-hook", "global hook", "global backward hook", "parameter registration"} <= set(calls)
     calls.clear()
-    model(torch.zeros(1, 3, 8, 8))
+    model.deep(torch.zeros(1, 8, 8, 8))
     assert {"pre-hook", "hook"} <= set(calls)
 
 
@@ -629,9 +649,7 @@ def test_the_trace_that_came_furthest_is_told_of():
         def forward(self, x):
             return self.head(self.deep(self.stem(x)))
 
-    with pytest.warns(
-        UserWarning, match=r"with an input of \(1, 224, 224\) .*: 0 of its 2 layers are taken in the order"
-    ):
+    with pytest.warns(UserWarning, match=r"with an input of \(1, 224, 224\) .*: 0 of its 2 layers are taken"):
         kernel_layers(Late(), 0)
 
 
