@@ -59,14 +59,14 @@ def trace_layers(model: nn.Module, layers: Mapping[str, nn.Module], example_inpu
         example_inputs: what the model is called with, as for kernel_layers.
 
     Returns:
-        The trace; up to the point of failure, if the model can't be run to its end.
+        The trace; where the model can't be run to its end, that which came furthest, up to the point of failure.
 
     Raises:
         TypeError: example_inputs without a size or a tensor.
         ValueError: a size with a length below 1.
     """
     _check_inputs(example_inputs)
-    trace = Trace()
+    traces = []
     for inputs in _own_sizes(model) if example_inputs is None else [example_inputs]:
         trace = Trace()
         try:
@@ -76,7 +76,8 @@ def trace_layers(model: nn.Module, layers: Mapping[str, nn.Module], example_inpu
             asked = f"an input of {tuple(inputs)}" if _is_size(inputs) else "the example_inputs"
             message = (str(error).splitlines() or [""])[0]
             trace.problem = f"with {asked} ({type(error).__name__}: {message})"
-    return trace
+            traces.append(trace)
+    return max(traces, key=lambda trace: len(trace.executed))
 
 
 def kernel_count(layer: nn.Module) -> int:

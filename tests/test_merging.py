@@ -19,6 +19,8 @@ from inmerge_optim.drawing import draw_layers
 from inmerge_optim.merging import blend_rows, pair_cosines
 from inmerge_optim.settings import CRITERIA
 
+pytestmark = pytest.mark.portable
+
 PAPER = {"merge_prob": 0.3, "merge_weight": 0.8, "similarity_threshold": 0.3}
 
 
@@ -97,7 +99,7 @@ def test_equal_kernels_stay_equal_to_the_bit(dtype, merge_weight):
     assert torch.equal(result, weight)
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
 def test_cosines_do_not_depend_on_the_scale_of_the_kernels(scale):
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)) + 0.5
     _, plain = merged(weight, merge_prob=1.0)

@@ -18,6 +18,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import prune, weight_norm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from inmerge_optim import kernel_layers
 from inmerge_optim.selection import CONVOLUTIONS
@@ -113,7 +114,17 @@ def test_the_classifier_is_known_whatever_container_the_output_is_in(build, clas
     assert trace(Wrapped()).classifiers == {f"model.{classifier}"}
 
 
-def test_side_outputs_that_a_last_layer_fuses_are_classifiers():
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda *maps: maps,
+        lambda fused, *sides: [fused, {"sides": list(sides)}],
+        lambda *maps: types.MappingProxyType(dict(enumerate(maps))),
+        lambda *maps: [Prediction(single) for single in maps],
+    ],
+    ids=["tuple", "nested", "mapping", "data class"],
+)
+def test_side_outputs_that_a_last_layer_fuses_are_classifiers(returned):
     class Fused(Segmenter):
         def __init__(self):
             super().__init__(None)
@@ -122,7 +133,7 @@ def test_side_outputs_that_a_last_layer_fuses_are_classifiers():
         def forward(self, x):
             x = self.stem(x)
             early, late = self.early(x), self.late(self.deep(x))
-            return self.fuse(torch.cat([early, late], 1)), early, late
+            return returned(self.fuse(torch.cat([early, late], 1)), early, late)
 
     assert trace(Fused()).classifiers == {"early", "late", "fuse"}
 
@@ -169,16 +180,17 @@ def test_a_classifier_need_not_be_a_layer(head):
     assert not trace(Functional()).classifiers
 
 
-def test_what_scales_and_shifts_the_classes_is_no_layer_of_its_own():
+def test_what_scales_shifts_and_orders_the_classes_is_no_layer_of_its_own():
     class Calibrated(nn.Module):
         def __init__(self):
             super().__init__()
             self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
             self.scale = nn.Parameter(torch.ones(2, 1, 1))
             self.register_buffer("mean", torch.zeros(1, 2, 1, 1))
+            self.register_buffer("order", torch.tensor([1, 0]))
 
         def forward(self, x):
-            return (self.body(x) - self.mean) * self.scale
+            return ((self.body(x) - self.mean) * self.scale)[:, self.order]
 
     assert trace(Calibrated()).classifiers == {"body.2"}
 
@@ -199,6 +211,16 @@ def test_a_layer_whose_weight_is_pruned_still_takes_the_features_before_it():
     model = Net()
     prune.l1_unstructured(model.head, "weight", 0.5)
     prune.l1_unstructured(model.deep, "weight", 0.5)
+    assert not trace(model).classifiers
+
+
+def test_a_layer_whose_weight_depends_on_its_input_takes_the_features_before_it():
+    class Dynamic(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight * x.mean())
+
+    model = Net()
+    model.deep = Dynamic(8, 8, 3)
     assert not trace(model).classifiers
 
 
@@ -229,6 +251,12 @@ def test_what_acts_as_fully_connected_is_known_in_any_number_of_dimensions(convo
     assert found.executed == ["stem", "squeeze", "excite", "deep"]
     assert found.fully_connected == {"squeeze", "excite"}
     assert not found.classifiers
+
+
+def test_an_image_without_a_batch_has_its_space_last():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(0), nn.Linear(8 * 222, 2))
+    assert not trace(model, torch.zeros(3, 224, 3)).fully_connected
+    assert trace(model[:1], torch.zeros(3, 3, 3)).fully_connected == {"0"}
 
 
 def residual_1d(width, stride):
@@ -399,6 +427,10 @@ class Keeper(Net):
         self.inner = nn.Sequential(nn.Identity())
 
     def forward(self, x):
+        assert isinstance(self.deep.weight, nn.Parameter)
+        assert not self.training
+        assert not self.deep.training
+        assert not torch.is_grad_enabled()
         self.calls += 1
         self.count.add_(1)
         self.stem.weight.data.mul_(2)
@@ -430,7 +462,7 @@ def test_a_forward_leaves_nothing_in_the_model(fails):
     before, weights = state_of(model), {name: tensor.clone() for name, tensor in model.state_dict().items()}
     versions = [tensor._version for tensor in (*model.parameters(), *model.buffers(), model.count)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the failure
+        warnings.simplefilter("ignore" if fails else "error")  # one tells of the failure
         kernel_layers(model, 1)
     assert_as_before(model, before)
     assert (model.training, model.stem.training, model.deep.training) == (True, True, False)
@@ -502,7 +534,7 @@ def test_no_hook_is_called_and_all_are_kept(calls):
     Net()(torch.zeros(1, 3, 8, 8, requires_grad=True)).sum().backward()
     assert {"global pre-hook", "global hook", "global backward hook", "parameter registration"} <= set(calls)
     calls.clear()
-    model(torch.zeros(1, 3, 8, 8))
+    model.deep(torch.zeros(1, 8, 8, 8))
     assert {"pre-hook", "hook"} <= set(calls)
 
 
@@ -515,11 +547,11 @@ def test_compiled_models_are_run_as_they_were_written():
 
     class Function(Net):
         def forward(self, x):
-            return super().forward(torch.compile(torch.relu, backend=backend)(x))
+            return super().forward(torch.compile(torch.relu, backend=backend, fullgraph=True)(x))
 
     model = Function()
     model.compile(backend=backend)
-    model.stem.compile(backend=backend)
+    model.stem._compiled_call_impl = compiled.append  # of another compiler
     model.deep = torch.compile(model.deep, backend=backend)
     before = state_of(model)
     assert trace(model).executed == ["stem", "deep._orig_mod"]
@@ -595,11 +627,30 @@ def test_models_without_data_are_traced(context, inside):
         assert trace(model).executed == ["stem", "deep"]
 
 
+def test_others_who_watch_operations_see_none():
+    with FlopCounterMode(display=False) as counter:
+        trace(Net())
+    assert counter.get_total_flops() == 0
+
+
 def test_autocast_keeps_no_weights_of_the_trace():
     model = Net()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert trace(model).executed == ["stem", "deep"]
         assert type(model(torch.zeros(1, 3, 8, 8))) is torch.Tensor
+
+
+def test_the_trace_that_came_furthest_is_told_of():
+    class Late(Net):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 3)
+
+        def forward(self, x):
+            return self.head(self.deep(self.stem(x)))
+
+    with pytest.warns(UserWarning, match=r"with an input of \(1, 224, 224\) .*: 0 of its 2 layers are taken"):
+        kernel_layers(Late(), 0)
 
 
 def test_a_model_that_depends_on_data_is_told_of():

@@ -79,6 +79,9 @@ class Options:
     """Forward and backward passes per optimizer step."""
     hflip: float = 0.0
     """Probability of a horizontal flip of a training image."""
+    aug: tuple[str, ...] = ()
+    """Augmentation of training images: any of flips (both ways), quarter-turns, rotations (10 degrees at most), crops
+    (to 80 % of the side at least), brightness and contrast (20 % at most)."""
     smoothing: float = 0.0
     """Label smoothing, for tasks of classes."""
     class_weights: Literal["balanced"] | None = None

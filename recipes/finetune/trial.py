@@ -27,6 +27,7 @@ from .runs.settings import check_run_folder, check_same_data, launch_of, package
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
+from .training.augment import check_augmentations
 from .training.averages import has_batch_norm
 from .training.models import (
     bare_model,
@@ -78,6 +79,7 @@ def check_trial(options: Options) -> None:
     """Refuse what can be known to be wrong before any data are read; a data set may take hours to prepare."""
     check_model_name(options.model)
     check_arms(options)
+    check_augmentations(options.aug)
     check_tracker(options.tracker)
     model = bare_model(options)
     with warnings.catch_warnings():

@@ -134,8 +134,8 @@ def check_classes(catalogue: Catalogue) -> list[str]:
         train, val, test = (counts[part][name] for part in PARTS)
         if not train and not catalogue.task.multi_label:
             raise InputError(
-                f"the class {name} of {catalogue.name} has no image in train ({val} in val, {test} in test): take it out "
-                "of the images, add some of it, or give a split in which it is trained on"
+                f"the class {name} of {catalogue.name} has no image in train ({val} in val, {test} in test): take "
+                "it out of the images, add some of it, or give a split in which it is trained on"
             )
         lacking = [part for part in PARTS if not counts[part][name]]
         if lacking:
@@ -186,7 +186,7 @@ def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
     unknown = given.keys() - set(catalogue.cases)
     if unknown:
         raise InputError(
-            f"--split-file {path} names {len(unknown):,} images that {catalogue.name} doesn't have, such as {min(unknown)}: "
-            "give the split of these images"
+            f"--split-file {path} names {len(unknown):,} images that {catalogue.name} doesn't have, such as "
+            f"{min(unknown)}: give the split of these images"
         )
     return np.array([given.get(case) or LEFT_OUT for case in catalogue.cases])

@@ -153,8 +153,8 @@ def _columns_of_0_and_1(table: Table, others: set[str | None]) -> list[str]:
     ]
     if not found:
         raise InputError(
-            f"{table.name} has the columns {', '.join(table.columns)}, none of them called label or all of 0 and 1: name "
-            "those of labels by --label-columns"
+            f"{table.name} has the columns {', '.join(table.columns)}, none of them called label or all of 0 and 1: "
+            "name those of labels by --label-columns"
         )
     return found
 

@@ -52,8 +52,8 @@ def load_hub(name: str, revision: str) -> tuple[datasets.DatasetDict, str]:
         raise
     except Exception as error:  # whatever the hub's client, the network or a reader of files raise
         raise InputError(
-            f"--hub {name} can't be loaded ({first_line(error)}): give owner/name of a data set on the hub, with --hub-revision "
-            "its commit where the hub can't be asked, or a folder of parquet files"
+            f"--hub {name} can't be loaded ({first_line(error)}): give owner/name of a data set on the hub, with "
+            "--hub-revision its commit where the hub can't be asked, or a folder of parquet files"
         ) from error
 
 
@@ -70,8 +70,8 @@ def read_hub(name: str, revision: str, columns: Columns) -> Listing:
     image = columns.image or (pictures[0] if len(pictures) == 1 else None)
     if image not in pictures:
         raise InputError(
-            f"--hub {name} has the columns {', '.join(data.column_names)}, of which {', '.join(pictures) or 'none'} hold "
-            "images: name one of images by --image-column"
+            f"--hub {name} has the columns {', '.join(data.column_names)}, of which {', '.join(pictures) or 'none'} "
+            "hold images: name one of images by --image-column"
         )
     data = data.cast_column(image, datasets.Image(decode=False))
     texts = {column: _cells(data, column) for column in data.column_names if column not in pictures}

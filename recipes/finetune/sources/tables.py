@@ -59,7 +59,8 @@ def _read(path: Path) -> dict[str, list[str]]:
             )
     except (OSError, ValueError, pd.errors.ParserError) as error:
         raise InputError(
-            f"--csv {path} can't be read as a table ({first_line(error)}): give a CSV or TSV file in UTF-8 with a header, or parquet"
+            f"--csv {path} can't be read as a table ({first_line(error)}): give a CSV or TSV file in UTF-8 "
+            "with a header, or parquet"
         ) from error
     if table.empty:
         raise InputError(f"--csv {path} has no row: expected one per image")
@@ -71,8 +72,8 @@ def _check_unique(table: Table, cases: list[str]) -> None:
     for row, case in enumerate(cases):
         if case in first:
             raise InputError(
-                f"{table.place(row)}: {case} stands in row {first[case] + table.first_row} already, expected one row per "
-                "image"
+                f"{table.place(row)}: {case} stands in row {first[case] + table.first_row} already, expected one row "
+                "per image"
             )
         first[case] = row
 
@@ -97,8 +98,8 @@ def _find(table: Table, cases: list[str], folder: Path, allow_outside: bool) -> 
         ]
         if outside:
             raise InputError(
-                f"{len(outside):,} paths of {table.name} lead out of the folder {folder}, such as {outside[0]}: give the "
-                "folder that holds them as --data-dir, or read them with --allow-outside"
+                f"{len(outside):,} paths of {table.name} lead out of the folder {folder}, such as {outside[0]}: give "
+                "the folder that holds them as --data-dir, or read them with --allow-outside"
             )
     keys = [f"{case} {'missing' if path is None else stamp_of(path)}" for case, path in zip(cases, paths, strict=True)]
     return ImageFiles(paths, keys)
@@ -119,7 +120,7 @@ def _only(table: Table, case: str, by_name: dict[str, list[FoundFile]]) -> str |
     found = by_name.get(os.path.basename(case), [])
     if len(found) > 1:
         raise InputError(
-            f"{table.name} names {case}, and there are {found[0].case} and {found[1].case}: expected paths that tell them "
-            "apart"
+            f"{table.name} names {case}, and there are {found[0].case} and {found[1].case}: expected paths that "
+            "tell them apart"
         )
     return found[0].path if found else None

@@ -97,13 +97,13 @@ def model_input(
     """Normalised float images on the device of `images`.
 
     Args:
-        images: uint8, (N, 1 or 3, H, W).
+        images: from 0 to 255, (N, 1 or 3, H, W).
         mean, std: (C, 1, 1), on the scale of 0 to 1; grey images are expanded to their C channels.
         flipped: bool (N,), the images to mirror left to right.
     """
     if flipped is not None:
         images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
-    return (images.float().div_(255) - mean).div_(std)
+    return (images.float() / 255 - mean).div_(std)
 
 
 def channel_statistics(model_config: dict[str, Any], channels: int) -> tuple[torch.Tensor, torch.Tensor]:

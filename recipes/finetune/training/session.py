@@ -17,6 +17,7 @@ from ..data import tasks
 from ..data.images import ImageData
 from ..options import Options
 from .arms import wrap_optimizer
+from .augment import Draws, augment, draw_augmentations
 from .averages import create_average
 from .batches import (
     channel_statistics,
@@ -131,22 +132,23 @@ def _as_input(
     std: torch.Tensor,
     size: int,
     memory_format: torch.memory_format,
-    corners: torch.Tensor | None = None,
-    flips: torch.Tensor | None = None,
+    views: Draws | None = None,
 ) -> torch.Tensor:
     rows = batch["rows"]
-    images = crop(batch["images"], size, None if corners is None else corners[rows])
-    inputs = model_input(images, mean, std, None if flips is None else flips[rows])
-    return inputs.contiguous(memory_format=memory_format)
+    of_batch = {name: values[rows] for name, values in (views or {}).items()}
+    images = crop(batch["images"], size, of_batch.pop("corners", None))
+    flipped = of_batch.pop("hflips", None)
+    return model_input(augment(images, of_batch), mean, std, flipped).contiguous(memory_format=memory_format)
 
 
-def epoch_views(session: Session, epoch: int) -> dict[str, torch.Tensor]:
-    """Where the crops of an epoch's training images begin, and which are flipped, on the device."""
+def epoch_views(session: Session, epoch: int) -> Draws:
+    """How each training image is seen in an epoch, on the device: where its crop begins, flips and augmentation."""
     options, data, stage = session.options, session.data, session.stage
-    views = {}
+    of_epoch = (stage.seed, stage.kind, epoch)
+    views = draw_augmentations(options.aug, len(data.train), *of_epoch)
     margin = data.train.images.shape[-1] - data.size
     if margin:
-        views["corners"] = crop_corners(len(data.train), margin, stage.seed, stage.kind, epoch)
+        views["corners"] = crop_corners(len(data.train), margin, *of_epoch)
     if options.hflip:
-        views["flips"] = flip_mask(len(data.train), options.hflip, stage.seed, stage.kind, epoch)
+        views["hflips"] = flip_mask(len(data.train), options.hflip, *of_epoch)
     return {name: values.to(session.accelerator.device) for name, values in views.items()}

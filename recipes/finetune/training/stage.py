@@ -95,7 +95,7 @@ def _train(session: Session, epoch: int, title: str) -> float:
         session.model,
         session.optimizer,
         session.loaders["train"],
-        partial(session.as_input, **epoch_views(session, epoch)),
+        partial(session.as_input, views=epoch_views(session, epoch)),
         session.loss,
         options.clip_grad,
         title,

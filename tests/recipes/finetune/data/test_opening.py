@@ -62,7 +62,7 @@ def test_a_photograph_is_turned_upright() -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bits_are_scaled_by_the_window(kind: str) -> None:
-    """A window over all 65,536 values gives back what was multiplied by 257; a narrow one cuts off; else percentiles."""
+    """A window over all 65,536 values gives back what was multiplied by 257; a narrow one cuts off."""
     wide = encoded(Image.fromarray(GREY.astype(np.uint16) * 257), kind)
     np.testing.assert_array_equal(pixels(wide, "32768,65536"), GREY)
     # Of the stored values 100 * 257 to 199 * 257, as DICOM's linear window has them.

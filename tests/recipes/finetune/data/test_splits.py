@@ -158,7 +158,7 @@ def test_a_split_can_be_given_back(tmp_path: Path, column: str) -> None:
     write_csv(tmp_path / "split.csv", *split_table(whole, column, values))
     np.testing.assert_array_equal(read_split(tmp_path / "split.csv", whole, column), values)
     part = replace(whole, cases=[*whole.cases[:-1], "new.png"])
-    with pytest.raises(InputError, match="names 1 images that made doesn't have, such as 059.png"):
+    with pytest.raises(InputError, match=r"names 1 images that made doesn't have, such as 059\.png"):
         read_split(tmp_path / "split.csv", part, column)
     (tmp_path / "split.csv").write_text(f"case,{column}\n001.png,train\n")
     assert list(np.flatnonzero(read_split(tmp_path / "split.csv", part, column) != "")) == [1]

@@ -59,8 +59,8 @@ def test_exact_twins_are_found_and_named(leaky: ImageData) -> None:
     with pytest.raises(InputError) as error:
         refuse_leaks(leaky, [first, second])
     assert str(error.value) == (
-        "1 images of made lie in several splits (1 in train and test, 1 of them with conflicting labels): train train1 = "
-        "test test0: drop the copies outside test with --drop-twins, or go on with them by --allow-twins"
+        "1 images of made lie in several splits (1 in train and test, 1 of them with conflicting labels): train "
+        "train1 = test test0: drop the copies outside test with --drop-twins, or go on with them by --allow-twins"
     )
     header, rows = leak_table(leaky, [first, second])
     assert dict(zip(header, rows[0], strict=True)) == {

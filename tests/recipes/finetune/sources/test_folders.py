@@ -33,7 +33,7 @@ def test_a_folder_per_class(tmp_path: Path) -> None:
 def test_folders_of_splits_in_any_case(tmp_path: Path, names: list[str], parts: list[str]) -> None:
     write_images(tmp_path, [f"{name}/{label}/{k}.png" for name in names for label in ("cat", "dog") for k in range(2)])
     listing = read_class_folders(tmp_path)
-    expected = {name: part for name, part in zip(names, parts, strict=True)}
+    expected = dict(zip(names, parts, strict=True))
     assert [expected[case.split("/")[0]] for case in listing.cases] == listing.parts
     assert {case.split("/")[1] for case in listing.cases} == {name for (name,) in listing.labels} == {"cat", "dog"}
 
