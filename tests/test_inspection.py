@@ -35,7 +35,7 @@ def inspection(names=("first", "second"), title="a model", **settings):
     model = nn.Sequential()
     model.add_module(names[0], nn.Conv2d(3, 8, 3))
     model.add_module(names[1], nn.Conv2d(8, 8, 3, groups=8))
-    model.add_module("end", nn.Flatten())
+    model.add_module("end", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)))
     return Inspection(title, similarity_profile(model, 0), SETTINGS, **settings)
 
 

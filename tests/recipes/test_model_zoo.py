@@ -21,6 +21,8 @@ from finetune.zoo import write_zoo
 from small_runs import content_of, run_digits, run_recipe
 
 RECIPES = Path(model_zoo.__file__).parent
+# A small ConvNeXt has but one layer to merge.
+pytestmark = pytest.mark.filterwarnings("ignore:only .* counted layers of ConvNeXt:UserWarning")
 KILLED = Path(__file__).parent / "finetune" / "training" / "killed_recipe.py"
 SETTINGS = ["--no-pretrained", "--image-size", "16", "--epochs", "1", "--inmerge-epochs", "1", "--seeds", "0", "1"]
 SETTINGS += ["--limit-train", "400", "--batch-size", "100", "--similarity-threshold", "q0.8"]
