@@ -72,7 +72,7 @@ def main() -> None:
     model = timm.create_model(options.model)
     layers = [layer for layer in kernel_layers(model, options.skip_layers) if layer.selected]
     everything = sum(parameter.nbytes for parameter in model.parameters())
-    selected = sum(layer.module.weight.nbytes for layer in layers)
+    selected = sum(model.get_submodule(layer.name).weight.nbytes for layer in layers)
     sharded(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
