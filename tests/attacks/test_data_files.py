@@ -11,6 +11,7 @@ from pathlib import Path
 
 import chestxray
 import datasets
+import imagefolder
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -72,7 +73,7 @@ def npz(images: bytes = IMAGES, labels: bytes = LABELS, encrypted: bool = False)
         (npz(labels=npy(CODE, allow_pickle=True)), "holds no readable train split (Object arrays cannot be loaded"),
         (npz(pickle.dumps(WritesAFile(Path("canary")))), "holds no readable train split"),
         (npz(encrypted=True), "holds no readable train split"),
-        (npz(b"not an array"), "train_images of"),
+        (npz(b"not an array"), "(train_images is no array)"),
         (
             npz(header("{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000000, 28, 28), }")),
             "no readable train",
@@ -253,3 +254,14 @@ def test_parquet_that_is_none(
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     message = attack("--hub", "hub", *XRAY, recipe=chestxray.main, may_change="cache")
     assert "--hub hub can't be loaded" in message or "train.parquet is no file that can be read" in message
+
+
+# One's own images, by a table.
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_table_that_is_no_file(attack: Callable[..., str], tmp_path: Path, put: Callable[[Path], None]) -> None:
+    (tmp_path / "images").mkdir()
+    put(tmp_path / "t.csv")
+    own = ["--data-dir", "images", "--csv", "t.csv", "--model", "test_resnet", "--no-pretrained", "--output", "run"]
+    assert "--csv t.csv can't be read as a table (it is no file" in attack(*own, recipe=imagefolder.main)
