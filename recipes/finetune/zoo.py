@@ -45,6 +45,7 @@ _COLUMNS = (
     *("difference", "low", "high", "p", "p_adjusted", "t_low", "t_high", "bootstrap_low", "bootstrap_high"),
     *("drawn", "merged", "merge_rate", "expected_merges", "cost"),
 )
+_FIGURES = ("mean", "standard_error", "low", "high", "p", "t_low", "t_high", "bootstrap_low", "bootstrap_high")
 _HEADER = (
     *("data", "model", "arm", "baseline", "difference", "over seeds alone", "over the test set alone", "verdict"),
     *("Holm's p", "merge rate", "merged", "expected", "cost"),
@@ -137,10 +138,10 @@ def write_zoo(zoo: Path) -> str:
 def _adjust(zoo: Path, rows: list[dict[str, Any]]) -> None:
     """Put Holm's p into the rows: within the declared family, and none for what was added to it."""
     found = {member(row["dataset"], row["model"], row["arm"]): row for row in rows}
-    declared = read_json(zoo / FAMILY, list) if (zoo / FAMILY).exists() else []
+    declared = map(str, read_json(zoo / FAMILY, list)) if (zoo / FAMILY).exists() else []
     adjusted = holm({name: found[name]["difference"]["p"] if name in found else None for name in declared})
-    for name, row in found.items():
-        row["p_adjusted"] = adjusted.get(name)
+    for row in rows:
+        row["p_adjusted"] = adjusted.get(member(row["dataset"], row["model"], row["arm"]))
 
 
 def _pool(rows: list[dict[str, Any]]) -> Pooled | str:
@@ -184,7 +185,7 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
                 "baseline": _number(summary["arms"][BASELINE][metric]["mean"]),
                 "value": _number(summary["arms"][arm][metric]["mean"]),
                 "outcome": outcomes[arm],
-                "difference": {name: _number(value) for name, value in differences[metric].items() if name != "values"}
+                "difference": {name: _number(differences[metric][name]) for name in _FIGURES}
                 | {"values": [_number(value) for value in differences[metric]["values"]]},
                 "drawn": drawn,
                 "merged": merged,

@@ -12,7 +12,8 @@ from torchvision.datasets.utils import calculate_md5
 
 from ..data.images import ImageData, Split, resize
 from ..data.tasks import Kind, Task
-from ..errors import InputError, is_main_process
+from ..errors import InputError, first_line, is_main_process
+from ..files import regular_file
 from .source import DatasetOptions, Source
 
 KINDS: dict[str, Kind] = {
@@ -75,9 +76,11 @@ def _download(info: dict[str, Any], size: int, path: Path, url: str, md5: str) -
 
 def _checked_md5(path: Path, url: str, md5: str, allow_modified: bool) -> str:
     try:
+        if not regular_file(path):
+            raise ValueError("no file")
         with zipfile.ZipFile(path):
             pass
-    except (OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever zipfile raises on what is none
         raise InputError(
             f"{path} is no readable .npz file (cut short, or of another kind): download it again from {url} (md5 {md5})"
         ) from error
@@ -92,22 +95,31 @@ def _checked_md5(path: Path, url: str, md5: str, allow_modified: bool) -> str:
 
 def _read_split(arrays: Any, part: str, path: Path, info: dict[str, Any], task: Task, image_size: int) -> Split:
     try:
-        images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:
-        raise InputError(f"{path} holds no readable {part} split: expected {part}_images and {part}_labels") from error
+        images, labels = (_array(arrays, f"{part}_{kind}") for kind in ("images", "labels"))
+    except Exception as error:  # whatever numpy and zipfile raise on a damaged file, or one too large for the memory
+        raise InputError(
+            f"{path} holds no readable {part} split ({first_line(error)}): expected {part}_images and {part}_labels"
+        ) from error
     colour = info["n_channels"] == 3
-    if images.dtype != np.uint8 or images.ndim != 3 + colour or images.shape[1] != images.shape[2] or not len(images):
+    if images.dtype != np.uint8 or images.ndim != 3 + colour or images.shape[1] != images.shape[2] or not images.size:
         raise InputError(
             f"{path} has {part}_images of {images.dtype} and shape {images.shape}: expected square uint8 images "
             f"{'with three channels last' if colour else 'without a channel axis'}"
         )
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{path} has {part}_labels of {labels.dtype}: expected whole numbers")
     labels = labels.astype(np.int64)
     outputs = len(task.classes)
     width, values = (outputs, 2) if task.multi_label else (1, outputs)
-    if labels.shape != (len(images), width) or labels.min() < 0 or labels.max() >= values:
+    if labels.shape != (len(images), width):
         raise InputError(
-            f"{path} has {part}_labels of shape {labels.shape} between {labels.min()} and {labels.max()}: "
-            f"expected shape {(len(images), width)} and values from 0 to {values - 1}"
+            f"{path} has {part}_labels of shape {labels.shape} for {len(images)} images: expected "
+            f"{(len(images), width)}"
+        )
+    if labels.min() < 0 or labels.max() >= values:
+        raise InputError(
+            f"{path} has {part}_labels between {labels.min()} and {labels.max()}: expected values from 0 to "
+            f"{values - 1}"
         )
     images = np.moveaxis(images, -1, 1) if colour else images[:, None]
     return Split(
@@ -115,6 +127,13 @@ def _read_split(arrays: Any, part: str, path: Path, info: dict[str, Any], task: 
         labels=labels if task.multi_label else labels[:, 0],
         cases=[str(index) for index in range(len(images))],
     )
+
+
+def _array(arrays: Any, name: str) -> np.ndarray:
+    array = arrays[name]
+    if not isinstance(array, np.ndarray):  # numpy hands on the bytes of what is none
+        raise ValueError(f"{name} is no array")
+    return array
 
 
 def _evaluator_scores(name: str, size: int, root: Path, probabilities: np.ndarray) -> dict[str, float | None]:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from ..data.catalogue import ImageFiles
 from ..errors import InputError, first_line
-from ..files import sha256_of
+from ..files import regular_file, sha256_of
 from .columns import Columns, Table, filled_cells, understand
 from .folders import FoundFile, find_image_files, stamp_of
 from .listing import Listing
@@ -47,6 +47,8 @@ def read_table(path: Path, folder: Path, columns: Columns, allow_outside: bool) 
 def _read(path: Path) -> dict[str, list[str]]:
     """The columns as text, empty cells as empty text."""
     try:
+        if not regular_file(path):
+            raise ValueError("it is no file, or not there")
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
             table = table.astype(object).where(table.notna(), "").astype(str)

@@ -55,8 +55,13 @@ def train_epoch(
             watch.look(bar, len(batch["rows"]), batch_loss, optimizer.param_groups[0]["lr"])
     mean = accelerator.reduce(total, reduction="mean").item() / len(loader)
     if not math.isfinite(mean):
-        raise InputError(f"the training loss of {title} is {mean}: training diverged, choose a smaller learning rate")
+        raise diverged(f"the training loss of {title} is {mean}")
     return mean
+
+
+def diverged(what: str) -> InputError:
+    """The error of a stage whose numbers are no longer finite; another rate makes another run."""
+    return InputError(f"{what}: training diverged, choose a smaller --lr or --inmerge-lr, and another --output for it")
 
 
 class _Watch:

@@ -1,20 +1,16 @@
 """What is evaluated of a stage, and how: predictions of whole splits, and their scores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from torch import nn
-from torch.utils.data import DataLoader
 
 from ..data import tasks
-from ..errors import InputError
 from ..judging.metrics import Thresholds, choose_thresholds, score
 from .averages import recalibrate_batch_norm
-from .epoch import Batch
+from .epoch import diverged
 from .randomness import seed_globals
 from .session import Session
 
@@ -31,12 +27,7 @@ class Evaluation:
 def evaluate(session: Session, parts: tuple[str, ...]) -> Evaluation:
     """Score the model as it is on these splits, of which "val" is one."""
     data = session.data
-    probabilities = {
-        part: tasks.probabilities(
-            data.task, predict(session.accelerator, session.model, session.loaders[part], session.as_input)
-        )
-        for part in parts
-    }
+    probabilities = {part: tasks.probabilities(data.task, predict(session, part)) for part in parts}
     thresholds = choose_thresholds(data.task, data.val.labels, probabilities["val"])
     scores = {
         part: score(data.task, data.splits[part].labels, values, thresholds) for part, values in probabilities.items()
@@ -70,19 +61,18 @@ def trained_weights_put_back(session: Session) -> Iterator[None]:
     model.load_state_dict(trained)
 
 
-def predict(
-    accelerator: Accelerator, model: nn.Module, loader: DataLoader, model_input: Callable[[Batch], torch.Tensor]
-) -> torch.Tensor:
+def predict(session: Session, part: str) -> torch.Tensor:
     """Logits of every case of the split in order, float32 on the host, the same on every process.
 
     Each case is checked to be there once: gathering pads the last batch, and a padded case counted twice would shift
     every metric.
     """
+    accelerator, model, loader = session.accelerator, session.model, session.loaders[part]
     model.eval()
     logits, rows = [], []
     with torch.no_grad():
         for batch in loader:
-            gathered = accelerator.gather_for_metrics((model(model_input(batch)).float(), batch["rows"]))
+            gathered = accelerator.gather_for_metrics((model(session.as_input(batch)).float(), batch["rows"]))
             logits.append(gathered[0].cpu())
             rows.append(gathered[1].cpu())
     cases = len(loader.dataset)
@@ -92,5 +82,5 @@ def predict(
         )
     gathered_logits = torch.cat(logits)
     if not gathered_logits.isfinite().all():
-        raise InputError("the model's predictions are not finite: training diverged, choose a smaller learning rate")
+        raise diverged(f"the predictions of {session.stage.title} are not finite")
     return gathered_logits
