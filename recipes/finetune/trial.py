@@ -22,7 +22,7 @@ from .runs.layout import CONFIG, REPORT, TENSORBOARD
 from .runs.lock import hold_run
 from .runs.looks import record_look
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
+from .runs.settings import check_run_folder, check_same_data, check_same_versions, launch_of, package_versions, write_settings
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
@@ -131,6 +131,7 @@ def _run_or_go_on(
         _check_data(options, data, per_process)
         with damage_told(run):
             check_same_data(run, data)
+            check_same_versions(run, options)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_settings(run, options, launch, data)

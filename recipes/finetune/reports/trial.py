@@ -21,6 +21,7 @@ _NOT_SETTINGS = {
     "data_dir",
     "workers",
     "tracker",
+    "allow_other_versions",
     "prepared_dir",
     "prepare_workers",
 }
@@ -161,6 +162,10 @@ def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
 def settings_section(run: FinishedRun) -> Section:
     rows = [[name, value] for name, value in settings_of(run).items()]
     rows += [[f"{package} version", version] for package, version in run.versions["packages"].items()]
+    for packages in run.versions.get("resumed_with", []):
+        rows += [[f"{package} version, gone on with", version] for package, version in packages.items()]
+    if "checkpoint" in run.versions:
+        rows += [["checksum of --checkpoint", run.versions["checkpoint"]]]
     rows += [["Python version", run.versions["python"]]]
     rows += [[f"checksum of {name}", checksum] for name, checksum in run.versions["data"].items()]
     return Section("Settings and versions", "", ("setting", "value"), rows)
