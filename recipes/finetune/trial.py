@@ -22,7 +22,14 @@ from .runs.layout import CONFIG, REPORT, TENSORBOARD
 from .runs.lock import hold_run
 from .runs.looks import record_look
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, check_same_versions, launch_of, package_versions, write_settings
+from .runs.settings import (
+    check_run_folder,
+    check_same_data,
+    check_same_versions,
+    launch_of,
+    package_versions,
+    write_settings,
+)
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer

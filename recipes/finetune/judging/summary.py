@@ -266,6 +266,11 @@ def left_out(summary: dict[str, Any]) -> list[str]:
     return [name for name, figures in summary["per_class"][BASELINE].items() if figures["auroc"]["mean"] is None]
 
 
+def positive_class(summary: dict[str, Any]) -> str | None:
+    """The class of a binary task that AUPRC, F1 and ECE are of."""
+    return next(iter(summary["per_class"][BASELINE])) if summary["task"] == "binary" else None
+
+
 def total_merges(layers: dict[str, dict[str, int]]) -> dict[str, int]:
     """Pairs drawn and merged in all layers of an arm."""
     return {key: sum(count[key] for count in layers.values()) for key in ("drawn", "merged")}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..judging.metrics import title_of
-from ..judging.summary import left_out, total_merges
+from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.sections import Section
@@ -102,6 +102,8 @@ def _arms(run: FinishedRun) -> Section:
             cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
     text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
+    if positive := positive_class(run.summary):
+        text += f" AUPRC, F1 and ECE are of the positive class, {positive}."
     absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."

@@ -61,7 +61,8 @@ class FinishedRun:
 
     @property
     def task(self) -> Task:
-        return Task(self.description["task"], tuple(self.description["classes"]))
+        # Runs that don't say which class is positive were scored by class 1.
+        return Task(self.description["task"], tuple(self.description["classes"]), self.description.get("positive", 1))
 
     @cached_property
     def looks(self) -> list[dict[str, Any]]:

@@ -33,7 +33,15 @@ _PACKAGES = (
 )
 # The data are compared by their checksums, wherever they come from.
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
-_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", "csv", "split_file", "allow_other_versions"}
+_MAY_DIFFER |= {
+    "hub_revision",
+    "prepared_dir",
+    "prepare_workers",
+    "allow_missing",
+    "csv",
+    "split_file",
+    "allow_other_versions",
+}
 _MAY_DIFFER |= {MARGIN_CHOSEN}
 _MAY_GROW = ("seeds", "arms")
 
@@ -140,14 +148,20 @@ def write_settings(run: Path, options: Options, launch: dict[str, Any], data: Im
     """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data."""
     if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
         write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
-    task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
+    task: dict[str, Any] = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
+    if data.task.kind == "binary":
+        task["positive"] = data.task.positive
     write_json(run / DATA, {**task, **data.description})
     for name, (header, rows) in data.tables.items():
         write_csv(run / name, header, rows)
     if (run / VERSIONS).exists():
         _record_other_versions(run)
         return
-    versions: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform(), "packages": package_versions()}
+    versions: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+    }
     if options.checkpoint:
         versions["checkpoint"] = sha256_of(options.checkpoint)
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})

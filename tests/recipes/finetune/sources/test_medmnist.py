@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import medmnist
 import numpy as np
-from finetune.sources.medmnist import load_medmnist
+from finetune.sources.medmnist import KINDS, NAMES, POSITIVE, load_medmnist
 
 
 def test_medmnist_files_are_read_as_the_package_reads_them(shared_file) -> None:
@@ -40,3 +40,10 @@ def test_missing_file_is_downloaded_by_the_package(made_medmnist, tmp_path, monk
     load_medmnist("octmnist", 28, None, tmp_path / "data", allow_modified=True)
     assert asked == [(medmnist.INFO["octmnist"]["url"], medmnist.INFO["octmnist"]["MD5"])]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["octmnist.npz"]
+
+
+def test_the_positive_class_of_each_binary_set_is_the_diseased() -> None:
+    binary = [name for name in NAMES if KINDS[medmnist.INFO[name]["task"]] == "binary"]
+    named = {name: medmnist.INFO[name]["label"][str(POSITIVE[name])] for name in binary}
+    assert named == {"pneumoniamnist": "pneumonia", "breastmnist": "malignant"}
+    assert set(POSITIVE) == set(binary)
