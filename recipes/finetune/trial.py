@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from .data.images import ImageData
 from .data.twins import settle_leaks
 from .errors import InputError, damage_told, first_line
+from .judging.metrics import has_auroc
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
@@ -139,6 +140,11 @@ def _run_or_go_on(
         with damage_told(run):
             check_same_data(run, data)
             check_same_versions(run, options)
+        if not has_auroc(data.task, data.val.labels):
+            accelerator.print(
+                f"The validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch with "
+                "the lowest validation log loss is kept."
+            )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_settings(run, options, launch, data)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..judging.metrics import title_of
+from ..judging.metrics import has_auroc, title_of
 from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
@@ -70,10 +70,14 @@ def _trial(run: FinishedRun) -> Section:
         if options["pretrained"]
         else "random weights"
     )
+    val_labels = run.validation[BASELINE][0].labels
+    kept_by = "best validation AUROC"
+    if not has_auroc(run.task, val_labels):
+        kept_by = "lowest validation log loss (validation has a single class, which leaves AUROC undefined)"
     text = (
         f"For {seeds}, a backbone stage of {options['epochs']} epochs from {start}, then each arm for "
         f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
-        "each arm the epoch with the best validation AUROC is kept and scored on test; the last epoch stands beside it."
+        f"each arm the epoch with the {kept_by} is kept and scored on test; the last epoch stands beside it."
     )
     if options["recalibrate_bn"]:
         text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."

@@ -28,8 +28,9 @@ class Progress:
         metrics: rows of metrics.csv, one per epoch.
         merges: rows of merges.csv, one per epoch and watched layer.
         seconds: of training, per epoch.
-        best_epoch: the first with the best AUROC on validation, counted from 1; 0 before the first.
-        best_auroc: of that epoch; None where it is not defined.
+        best_epoch: the first with the best AUROC on validation, counted from 1; 0 before the first. Where validation
+            has a single class, that with the lowest log loss.
+        best_score: that AUROC, or minus that log loss.
     """
 
     epochs: int = 0
@@ -37,7 +38,7 @@ class Progress:
     merges: list[list[Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     best_epoch: int = 0
-    best_auroc: float | None = None
+    best_score: float | None = None
 
 
 def write_curves(folder: Path, progress: Progress) -> None:

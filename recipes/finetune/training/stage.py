@@ -64,7 +64,8 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
     with trained_weights_put_back(session):
         use_evaluated_weights(session)
         scores = evaluate(session, ("val",)).scores["val"]
-        new_best = epoch == 0 or (scores["auroc"] or 0) > (progress.best_auroc or 0)
+        score = -scores["log_loss"] if scores["auroc"] is None else scores["auroc"]
+        new_best = progress.best_score is None or score > progress.best_score
         weights = None
         if new_best and stage.keeps_best:
             weights = {name: value.clone() for name, value in accelerator.get_state_dict(session.model).items()}
@@ -76,7 +77,7 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
         merges=[*progress.merges, *merges],
         seconds=[*progress.seconds, seconds],
         best_epoch=epoch + 1 if new_best else progress.best_epoch,
-        best_auroc=scores["auroc"] if new_best else progress.best_auroc,
+        best_score=score if new_best else progress.best_score,
     )
     if accelerator.is_main_process:
         write_curves(stage.folder, after)
