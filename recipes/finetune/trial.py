@@ -175,7 +175,9 @@ def _is_judged(run: Path, options: Options) -> bool:
     summary = read_summary(run)
     if summary is None:
         return False
-    return set(summary["seeds"]) == set(options.seeds) and set(summary["arms"]) == set(options.arms)
+    diverged = summary.get("diverged", {})
+    seeds = {*summary["seeds"], *(int(seed) for found in diverged.values() for seed in found)}
+    return seeds == set(options.seeds) and {*summary["arms"], *diverged} == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

@@ -40,6 +40,8 @@ def _verdict_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     for found in summary["verdicts"]:
         lines.append(found["sentence"])
+        if found["outcome"] == "diverged":
+            continue
         below = noise_text(judged_difference(summary, found), summary["unit"]), power_text(found)
         lines += [f"  {text}" for text in below if text]
     notes = margin_text(summary), looks_text(summary)

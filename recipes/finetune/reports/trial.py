@@ -38,7 +38,7 @@ def _verdict(run: FinishedRun) -> Section:
         "smallest difference seen",
     )
     rows = []
-    for found in verdicts:
+    for found in (found for found in verdicts if found["outcome"] != "diverged"):
         difference = judged_difference(summary, found)
         rows.append(
             [

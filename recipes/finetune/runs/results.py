@@ -86,9 +86,14 @@ def read_predictions(folder: Path, part: str) -> Predictions:
     )
 
 
-def write_result(folder: Path, weights: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
-    """The weights, and last of all the result with a checksum per file: where it stands, the stage is finished."""
-    write_weights(folder / WEIGHTS, weights)
+def write_result(folder: Path, weights: dict[str, torch.Tensor] | None, result: dict[str, Any]) -> None:
+    """The weights, and last of all the result with a checksum per file: where it stands, the stage is finished.
+
+    A stage that diverged has no weights: its result is {"diverged": epoch}, 0 where its backbone did.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None:
+        write_weights(folder / WEIGHTS, weights)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".safetensors"))
     write_json(folder / RESULT, sealed({**result, "files": {path.name: sha256_of(path) for path in files}}))
 

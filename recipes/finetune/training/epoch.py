@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
+from ..errors import Diverged
 
 Batch = dict[str, torch.Tensor]
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -55,7 +55,7 @@ def train_epoch(
             watch.look(bar, len(batch["rows"]), batch_loss, optimizer.param_groups[0]["lr"])
     mean = accelerator.reduce(total, reduction="mean").item() / len(loader)
     if not math.isfinite(mean):
-        raise InputError(f"the training loss of {title} is {mean}: training diverged, choose a smaller learning rate")
+        raise Diverged(f"the training loss of {title} is {mean}")
     return mean
 
 

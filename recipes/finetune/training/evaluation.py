@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..data import tasks
-from ..errors import InputError
+from ..errors import Diverged
 from ..judging.metrics import Thresholds, choose_thresholds, score
 from .averages import recalibrate_batch_norm
 from .epoch import Batch
@@ -92,5 +92,5 @@ def predict(
         )
     gathered_logits = torch.cat(logits)
     if not gathered_logits.isfinite().all():
-        raise InputError("the model's predictions are not finite: training diverged, choose a smaller learning rate")
+        raise Diverged("the model's predictions are not finite")
     return gathered_logits

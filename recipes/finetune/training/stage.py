@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 
 from ..data.images import ImageData
+from ..errors import Diverged
 from ..judging.metrics import METRICS
 from ..options import Options
 from ..runs.layout import STATE
@@ -35,14 +36,31 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
         if accelerator.is_main_process:  # a run that was killed right after the result has left it
             shutil.rmtree(stage.folder / STATE, ignore_errors=True)
         return
+    if stage.start is not None and "diverged" in read_result(accelerator, stage.start.parent):
+        _record_divergence(accelerator, stage, 0, "its backbone diverged")
+        return
     session = prepare_session(accelerator, options, data, stage)
     progress = load_checkpoint(accelerator, stage.folder / STATE) or Progress()
-    with tracked(accelerator, options, stage.folder):
-        while progress.epochs < stage.epochs:
-            progress, new_best = _run_epoch(session, progress)
-            save_checkpoint(accelerator, stage.folder / STATE, progress, new_best)
-    _finish(session, progress)
+    try:
+        with tracked(accelerator, options, stage.folder):
+            while progress.epochs < stage.epochs:
+                progress, new_best = _run_epoch(session, progress)
+                save_checkpoint(accelerator, stage.folder / STATE, progress, new_best)
+        _finish(session, progress)
+    except Diverged as reason:
+        if accelerator.is_main_process:
+            write_curves(stage.folder, progress)
+        _record_divergence(accelerator, stage, min(progress.epochs + 1, stage.epochs), str(reason))
     accelerator.free_memory()
+
+
+def _record_divergence(accelerator: Accelerator, stage: Stage, epoch: int, reason: str) -> None:
+    """The result of a stage that broke down; the other stages go on."""
+    accelerator.print(f"{stage.title} diverged: {reason}.")
+    if accelerator.is_main_process:
+        write_result(stage.folder, None, {"diverged": epoch})
+        shutil.rmtree(stage.folder / STATE, ignore_errors=True)
+    accelerator.wait_for_everyone()
 
 
 def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str, torch.Tensor] | None]:
