@@ -21,6 +21,10 @@ class InputError(Exception):
         super().__init__(last.removeprefix(f"{__name__}.InputError: ") if "Traceback" in sentence else sentence)
 
 
+class Diverged(Exception):
+    """Training broke down: a loss or a prediction is not finite, on all processes alike."""
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint or a result is damaged, and an earlier one is used."""
 

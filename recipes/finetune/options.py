@@ -119,6 +119,8 @@ class Options:
     """The run folder. None: runs/<data>-<model>."""
     resume: bool = False
     """Go on with the run in the output folder, or start it."""
+    allow_other_versions: bool = False
+    """Go on with a run that was begun with other versions of torch, timm or the like, and record both."""
     config: Path | None = None
     """A YAML file with values for these options; the command line has the last word."""
 

@@ -15,6 +15,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from .data.images import ImageData
 from .data.twins import settle_leaks
 from .errors import InputError, damage_told, first_line
+from .judging.metrics import has_auroc
 from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
@@ -23,7 +24,14 @@ from .runs.layout import CONFIG, REPORT, TENSORBOARD
 from .runs.lock import hold_run
 from .runs.looks import record_look
 from .runs.sections import Section, write_sections
-from .runs.settings import check_run_folder, check_same_data, launch_of, package_versions, write_settings
+from .runs.settings import (
+    check_run_folder,
+    check_same_data,
+    check_same_versions,
+    launch_of,
+    package_versions,
+    write_settings,
+)
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
 from .training.arms import ARMS, check_arms, wrap_optimizer
@@ -134,6 +142,12 @@ def _run_or_go_on(
         _check_data(options, data, per_process)
         with damage_told(run):
             check_same_data(run, data)
+            check_same_versions(run, options)
+        if not has_auroc(data.task, data.val.labels):
+            accelerator.print(
+                f"The validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch with "
+                "the lowest validation log loss is kept."
+            )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             write_settings(run, options, launch, data)
@@ -164,7 +178,9 @@ def _is_judged(run: Path, options: Options) -> bool:
     summary = read_summary(run)
     if summary is None:
         return False
-    return set(summary["seeds"]) == set(options.seeds) and set(summary["arms"]) == set(options.arms)
+    diverged = summary.get("diverged", {})
+    seeds = {*summary["seeds"], *(int(seed) for found in diverged.values() for seed in found)}
+    return seeds == set(options.seeds) and {*summary["arms"], *diverged} == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

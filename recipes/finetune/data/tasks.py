@@ -15,12 +15,14 @@ class Task:
     """What a model learns.
 
     Attributes:
-        kind: "ordinal" is trained and scored as classes; "binary" is two classes, and class 1 is the positive one.
+        kind: "ordinal" is trained and scored as classes; "binary" is two classes, of which one is the positive one.
         classes: names of the classes, or of the labels of a multi-label task, in the order of the model's outputs.
+        positive: of a binary task the class whose AUPRC, F1 and calibration are told, as that of the diseased.
     """
 
     kind: Kind
     classes: tuple[str, ...]
+    positive: int = 1
 
     @property
     def multi_label(self) -> bool:

@@ -80,7 +80,8 @@ def score(
     """The figures of METRICS; see Scored for the arguments.
 
     Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
-    that have positive and negative cases, of a binary task the figures of class 1. Accuracy needs no threshold but 0.5.
+    that have positive and negative cases, of a binary task the figures of its positive class. Accuracy needs no
+    threshold but 0.5.
     The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
     probability; of a binary task or a label, of the positive one. Cohen's kappa weighs a disagreement of ordinal
     classes by the square of its distance.
@@ -95,8 +96,8 @@ def score(
 def per_class(
     task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
 ) -> dict[str, dict[str, float | None]]:
-    """The metrics that there are of each class against the rest, of a binary task of class 1 alone; None for a class
-    that no case, or every case, has.
+    """The metrics that there are of each class against the rest, of a binary task of the positive one alone; None for a
+    class that no case, or every case, has.
     """
     scored = Scored(task, labels, probabilities, thresholds)
     named = [(name, metric.of_class) for name, metric in METRICS.items() if metric.of_class]
@@ -141,10 +142,15 @@ def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray)
 
 
 def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Per scored output which cases are positive: each class against the rest, of a binary task class 1 alone."""
+    """Per scored output which cases are positive: each class against the rest, of a binary task that alone."""
     if task.multi_label:
         return {k: labels[:, k] == 1 for k in range(labels.shape[1])}
-    return {k: labels == k for k in ([1] if task.kind == "binary" else range(len(task.classes)))}
+    return {k: labels == k for k in ([task.positive] if task.kind == "binary" else range(len(task.classes)))}
+
+
+def has_auroc(task: Task, labels: np.ndarray) -> bool:
+    """Whether any class or label has positive and negative cases, without which there is no AUROC."""
+    return any(map(_has_both, positives(task, labels).values()))
 
 
 def _accuracy(scored: Scored) -> float:

@@ -1,8 +1,9 @@
 """Figures over seeds: what summary.json holds."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
 from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
 from .pooling import holm
-from .verdict import Question, judge
+from .verdict import Question, judge, judge_diverged
 
 _SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
 
@@ -67,6 +68,7 @@ def summarise(
     rule: Rule = Rule(),
     identical: Collection[tuple[str, str]] = (),
     looks: int = 1,
+    diverged: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -77,11 +79,13 @@ def summarise(
         rule: what the verdicts rest on.
         identical: pairs of arms whose weights are equal in every seed.
         looks: how often the run has been judged, this time included.
+        diverged: per arm the seeds in which it diverged, and in which epoch; their figures are not in results.
     """
     seeds = list(results)
     arms = list(results[seeds[0]])
     kept = _figures(results, arms, "kept", bootstrap)
-    verdicts = _verdicts(kept, bootstrap, rule, identical) if bootstrap else []
+    asked = {*seeds, *(seed for found in diverged.values() for seed in found)}
+    verdicts = _verdicts(kept, bootstrap, rule, identical, diverged, asked) if bootstrap else []
     return {
         "schema": SCHEMA,
         "data": data,
@@ -90,6 +94,7 @@ def summarise(
         "seeds": seeds,
         "rule": asdict(rule),
         "looks": looks,
+        "diverged": {arm: {str(seed): epoch for seed, epoch in found.items()} for arm, found in diverged.items()},
         "unit": bootstrap.unit if bootstrap else "cases",
         **kept,
         "intervals": _intervals(seeds, bootstrap),
@@ -142,17 +147,24 @@ def _intervals(seeds: list[int], bootstrap: Bootstrap | None) -> dict[str, str |
 
 
 def _verdicts(
-    kept: dict[str, Any], bootstrap: Bootstrap, rule: Rule, identical: Collection[tuple[str, str]]
+    kept: dict[str, Any],
+    bootstrap: Bootstrap,
+    rule: Rule,
+    identical: Collection[tuple[str, str]],
+    diverged: Mapping[str, Mapping[int, int]],
+    asked: set[int],
 ) -> list[dict[str, Any]]:
     """The verdict on every arm against the baseline, and on the contrasts; `p_adjusted` is put beside each p."""
     others = [arm for arm in kept["arms"] if arm != BASELINE]
+    lost = [arm for arm in diverged if arm not in kept["arms"]]
     compared = [(arm, BASELINE, kept["differences"][arm]) for arm in others]
     compared += [(arm, other, kept["contrasts"][f"{arm} - {other}"]) for arm, other in _contrasts(list(kept["arms"]))]
+    compared += [(arm, BASELINE, {}) for arm in lost]
     adjusted = holm({arm: kept["differences"][arm][rule.metric]["p"] for arm in others})
     found = []
     for arm, reference, differences in compared:
-        difference = differences[rule.metric]
-        difference["p_adjusted"] = adjusted[arm] if reference == BASELINE else difference["p"]
+        difference = differences.get(rule.metric, {"p": None})
+        difference["p_adjusted"] = adjusted.get(arm) if reference == BASELINE else difference["p"]
         question = Question(
             arm,
             reference,
@@ -161,9 +173,13 @@ def _verdicts(
             bootstrap.unit,
             METRICS[rule.metric].lower_is_better,
             rule.margin,
-            len(others),
+            len(others) + len(lost),
         )
-        verdict = judge(question, difference_of(difference), (arm, reference) in identical)
+        broken = {name: len(diverged[name]) for name in (arm, reference) if name in diverged}
+        if broken:
+            verdict = judge_diverged(question, broken, len(asked))
+        else:
+            verdict = judge(question, difference_of(difference), (arm, reference) in identical)
         found.append({"arm": arm, "reference": reference, "metric": rule.metric, **asdict(verdict)})
     return found
 
@@ -264,6 +280,11 @@ def _merges(results: Results, arm: str) -> dict[str, dict[str, int]]:
 def left_out(summary: dict[str, Any]) -> list[str]:
     """The classes that the macro means don't hold, since all or none of the test cases have them."""
     return [name for name, figures in summary["per_class"][BASELINE].items() if figures["auroc"]["mean"] is None]
+
+
+def positive_class(summary: dict[str, Any]) -> str | None:
+    """The class of a binary task that AUPRC, F1 and ECE are of."""
+    return next(iter(summary["per_class"][BASELINE])) if summary["task"] == "binary" else None
 
 
 def total_merges(layers: dict[str, dict[str, int]]) -> dict[str, int]:

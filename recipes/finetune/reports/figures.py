@@ -134,8 +134,8 @@ def _reliability(run: FinishedRun) -> Figure:
         below.stairs(count / len(confidence), edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.6)
     above.plot((0, 1), (0, 1), color=GREY, linewidth=0.8, linestyle=":")
     several = run.task.kind in ("multi-class", "ordinal")
-    above.set_ylabel("share that is right" if several else "share that is positive")
-    below.set_xlabel("probability of the predicted class" if several else "predicted probability")
+    above.set_ylabel("share that is right" if several else f"share that is {_positive(run)}")
+    below.set_xlabel("probability of the predicted class" if several else f"predicted probability, {_positive(run)}")
     below.set_ylabel("share of cases" if not run.task.multi_label else "share of labels")
     for axes in (above, below):
         axes.grid(alpha=0.3)
@@ -143,12 +143,16 @@ def _reliability(run: FinishedRun) -> Figure:
     return figure
 
 
+def _positive(run: FinishedRun) -> str:
+    return run.task.classes[run.task.positive] if run.task.kind == "binary" else "positive"
+
+
 def _outcomes_and_confidence(run: FinishedRun, found: Predictions) -> tuple[np.ndarray, np.ndarray]:
     labels, probabilities = found.labels, found.probabilities
     if run.task.multi_label:
         return labels.ravel(), probabilities.ravel()
     if run.task.kind == "binary":
-        return labels, probabilities[:, 1]
+        return labels == run.task.positive, probabilities[:, run.task.positive]
     return labels == probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..judging.formatting import number
 from ..judging.metrics import METRICS
-from ..judging.summary import left_out, total_merges
+from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE
 from .verdicts import judged_difference, looks_text, margin_text, noise_text, power_text
 
@@ -27,6 +27,8 @@ def table(summary: dict[str, Any]) -> str:
             cells = (_number_text(differences[metric]["mean"], "{:+.4f}") for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", name, *cells])
     heading = f"Test figures over {seeds} seeds, mean ± standard deviation" if seeds > 1 else "Test figures, one seed"
+    if positive := positive_class(summary):
+        heading += f"; AUPRC, F1 and ECE are of the positive class, {positive}"
     merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
     names = left_out(summary)
     absent = [f"Left out of the means, with one label only on test: {', '.join(names)}"] if names else []
@@ -38,6 +40,8 @@ def _verdict_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     for found in summary["verdicts"]:
         lines.append(found["sentence"])
+        if found["outcome"] == "diverged":
+            continue
         below = noise_text(judged_difference(summary, found), summary["unit"]), power_text(found)
         lines += [f"  {text}" for text in below if text]
     notes = margin_text(summary), looks_text(summary)

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..judging.metrics import title_of
-from ..judging.summary import left_out, total_merges
+from ..judging.metrics import has_auroc, title_of
+from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.sections import Section
@@ -21,6 +21,7 @@ _NOT_SETTINGS = {
     "data_dir",
     "workers",
     "tracker",
+    "allow_other_versions",
     "prepared_dir",
     "prepare_workers",
 }
@@ -37,7 +38,7 @@ def _verdict(run: FinishedRun) -> Section:
         "smallest difference seen",
     )
     rows = []
-    for found in verdicts:
+    for found in (found for found in verdicts if found["outcome"] != "diverged"):
         difference = judged_difference(summary, found)
         rows.append(
             [
@@ -69,10 +70,14 @@ def _trial(run: FinishedRun) -> Section:
         if options["pretrained"]
         else "random weights"
     )
+    val_labels = run.validation[BASELINE][0].labels
+    kept_by = "best validation AUROC"
+    if not has_auroc(run.task, val_labels):
+        kept_by = "lowest validation log loss (validation has a single class, which leaves AUROC undefined)"
     text = (
         f"For {seeds}, a backbone stage of {options['epochs']} epochs from {start}, then each arm for "
         f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
-        "each arm the epoch with the best validation AUROC is kept and scored on test; the last epoch stands beside it."
+        f"each arm the epoch with the {kept_by} is kept and scored on test; the last epoch stands beside it."
     )
     if options["recalibrate_bn"]:
         text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."
@@ -101,6 +106,8 @@ def _arms(run: FinishedRun) -> Section:
             cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
     text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
+    if positive := positive_class(run.summary):
+        text += f" AUPRC, F1 and ECE are of the positive class, {positive}."
     absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
@@ -161,6 +168,10 @@ def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
 def settings_section(run: FinishedRun) -> Section:
     rows = [[name, value] for name, value in settings_of(run).items()]
     rows += [[f"{package} version", version] for package, version in run.versions["packages"].items()]
+    for packages in run.versions.get("resumed_with", []):
+        rows += [[f"{package} version, gone on with", version] for package, version in packages.items()]
+    if "checkpoint" in run.versions:
+        rows += [["checksum of --checkpoint", run.versions["checkpoint"]]]
     rows += [["Python version", run.versions["python"]]]
     rows += [[f"checksum of {name}", checksum] for name, checksum in run.versions["data"].items()]
     return Section("Settings and versions", "", ("setting", "value"), rows)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class FinishedRun:
         if not (self.folder / CONFIG).exists():
             raise InputError(f"{self.folder} is no run folder: it has no {CONFIG}; give the --output of a recipe")
         check_links(self.folder)
-        if not all((self.stage(seed, arm) / RESULT).exists() for seed in self.seeds for arm in self.arms):
+        if not all((self.stage(seed, arm) / RESULT).exists() for seed in self.asked_seeds for arm in self.asked_arms):
             raise InputError(f"the run in {self.folder} is not finished: go on with it by the recipe's --resume first")
 
     @cached_property
@@ -61,20 +61,58 @@ class FinishedRun:
 
     @property
     def task(self) -> Task:
-        return Task(self.description["task"], tuple(self.description["classes"]))
+        # Runs that don't say which class is positive were scored by class 1.
+        return Task(self.description["task"], tuple(self.description["classes"]), self.description.get("positive", 1))
 
     @cached_property
     def looks(self) -> list[dict[str, Any]]:
         """What the run was judged on each time that it was."""
         return read_looks(self.folder)
 
+    @cached_property
+    def diverged(self) -> dict[str, dict[int, int]]:
+        """Per arm that diverged the seeds in which it did, and in which epoch."""
+        found: dict[str, dict[int, int]] = {}
+        for arm, seed in product(self.asked_arms, self.asked_seeds):
+            result = read_json(self.stage(seed, arm) / RESULT)
+            if "diverged" in result:
+                found.setdefault(arm, {})[seed] = result["diverged"]
+        return found
+
+    @cached_property
+    def _scored(self) -> tuple[list[int], list[str]]:
+        """The seeds in which all of the arms came to an end, without the arms that would leave no such seed."""
+        arms = list(self.asked_arms)
+        while True:
+            broken = {seed for arm in arms for seed in self.diverged.get(arm, ())}
+            seeds = [seed for seed in self.asked_seeds if seed not in broken]
+            others = [arm for arm in arms if arm in self.diverged and arm != BASELINE]
+            if seeds:
+                return seeds, arms
+            if not others:
+                raise InputError(
+                    f"the {BASELINE} of the run in {self.folder} diverged in all seeds, so that there is nothing to "
+                    "compare with: choose a smaller learning rate and another --output"
+                )
+            arms.remove(max(others, key=lambda arm: len(self.diverged[arm])))
+
     @property
     def seeds(self) -> list[int]:
+        """Those that are scored: all, unless an arm diverged."""
+        return self._scored[0]
+
+    @property
+    def arms(self) -> list[str]:
+        """Those that are scored: all, unless one diverged in every seed."""
+        return self._scored[1]
+
+    @property
+    def asked_seeds(self) -> list[int]:
         """Those that the run was begun with and those that were added, as it was last judged."""
         return (self.looks[-1] if self.looks else self.options)["seeds"]
 
     @property
-    def arms(self) -> list[str]:
+    def asked_arms(self) -> list[str]:
         return (self.looks[-1] if self.looks else self.options)["arms"]
 
     @property
@@ -160,7 +198,14 @@ class FinishedRun:
         """The content of summary.json: a function of the run folder alone, by the metrics and rules of today."""
         looks = max(1, len(self.looks))
         return summarise(
-            self.description["name"], self.task, self.results, self.resampled_test, self.rule, self.identical, looks
+            self.description["name"],
+            self.task,
+            self.results,
+            self.resampled_test,
+            self.rule,
+            self.identical,
+            looks,
+            self.diverged,
         )
 
     def _predictions(self, part: str) -> dict[str, list[Predictions]]:

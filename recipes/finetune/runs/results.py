@@ -28,8 +28,9 @@ class Progress:
         metrics: rows of metrics.csv, one per epoch.
         merges: rows of merges.csv, one per epoch and watched layer.
         seconds: of training, per epoch.
-        best_epoch: the first with the best AUROC on validation, counted from 1; 0 before the first.
-        best_auroc: of that epoch; None where it is not defined.
+        best_epoch: the first with the best AUROC on validation, counted from 1; 0 before the first. Where validation
+            has a single class, that with the lowest log loss.
+        best_score: that AUROC, or minus that log loss.
     """
 
     epochs: int = 0
@@ -37,7 +38,7 @@ class Progress:
     merges: list[list[Any]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     best_epoch: int = 0
-    best_auroc: float | None = None
+    best_score: float | None = None
 
 
 def write_curves(folder: Path, progress: Progress) -> None:
@@ -85,9 +86,14 @@ def read_predictions(folder: Path, part: str) -> Predictions:
     )
 
 
-def write_result(folder: Path, weights: dict[str, torch.Tensor], result: dict[str, Any]) -> None:
-    """The weights, and last of all the result with a checksum per file: where it stands, the stage is finished."""
-    write_weights(folder / WEIGHTS, weights)
+def write_result(folder: Path, weights: dict[str, torch.Tensor] | None, result: dict[str, Any]) -> None:
+    """The weights, and last of all the result with a checksum per file: where it stands, the stage is finished.
+
+    A stage that diverged has no weights: its result is {"diverged": epoch}, 0 where its backbone did.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if weights is not None:
+        write_weights(folder / WEIGHTS, weights)
     files = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".safetensors"))
     write_json(folder / RESULT, sealed({**result, "files": {path.name: sha256_of(path) for path in files}}))
 

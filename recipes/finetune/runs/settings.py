@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import PARTIAL, check_links, read_json, read_yaml, write_csv, write_json, write_new
+from ..files import PARTIAL, check_links, read_json, read_yaml, sha256_of, write_csv, write_json, write_new
 from ..options import MARGIN_CHOSEN, Options, as_plain
 from .layout import CONFIG, DATA, LOCK, VERSIONS
 from .looks import read_looks
@@ -33,7 +33,16 @@ _PACKAGES = (
 )
 # The data are compared by their checksums, wherever they come from.
 _MAY_DIFFER = {"resume", "config", "output", "data_dir", "workers", "tracker"}
-_MAY_DIFFER |= {"hub_revision", "prepared_dir", "prepare_workers", "allow_missing", "csv", "split_file", MARGIN_CHOSEN}
+_MAY_DIFFER |= {
+    "hub_revision",
+    "prepared_dir",
+    "prepare_workers",
+    "allow_missing",
+    "csv",
+    "split_file",
+    "allow_other_versions",
+}
+_MAY_DIFFER |= {MARGIN_CHOSEN}
 _MAY_GROW = ("seeds", "arms")
 
 
@@ -53,6 +62,9 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
     differing -= {
         option.name for option in fields(options) if option.name not in begun and _is_default(options, option)
     }
+    if options.checkpoint and _has_begun_with_checkpoint(run):
+        differing.discard("checkpoint")  # wherever it lies now
+        _check_same_checkpoint(run, options)
     _check_nothing_left_out(run, now)
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
     launched = read_json(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
@@ -103,18 +115,64 @@ def check_same_data(run: Path, data: ImageData) -> None:
         raise InputError(f"--resume: the run in {run} was begun with the files {begun}, not {data.files} (by checksum)")
 
 
+def _has_begun_with_checkpoint(run: Path) -> bool:
+    """Whether the run knows what was in its --checkpoint."""
+    return (run / VERSIONS).exists() and "checkpoint" in read_json(run / VERSIONS)
+
+
+def _check_same_checkpoint(run: Path, options: Options) -> None:
+    """Refuse to go on with a run from other weights than it was begun with, whatever their file is called."""
+    begun, now = read_json(run / VERSIONS)["checkpoint"], sha256_of(options.checkpoint)
+    if begun != now:
+        raise InputError(
+            f"--resume: the run in {run} was begun with a --checkpoint of sha256 {begun}, and {options.checkpoint} has "
+            f"{now}: give the file that it was begun with, or choose another --output"
+        )
+
+
+def check_same_versions(run: Path, options: Options) -> None:
+    """Refuse to go on with a run under other versions of what its numbers depend on, unless that is allowed."""
+    path = run / VERSIONS
+    if options.allow_other_versions or not path.exists():
+        return
+    begun, now = read_json(path)["packages"], package_versions()
+    other = [f"{name} {begun[name]}, not {now[name]}" for name in begun if name in now and begun[name] != now[name]]
+    if other:
+        raise InputError(
+            f"--resume: the run in {run} was begun with {'; '.join(other)}: install those, choose another --output, or "
+            "go on with --allow-other-versions, which records both"
+        )
+
+
 def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
     """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data."""
     if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
         write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
-    task = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
+    task: dict[str, Any] = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
+    if data.task.kind == "binary":
+        task["positive"] = data.task.positive
     write_json(run / DATA, {**task, **data.description})
     for name, (header, rows) in data.tables.items():
         write_csv(run / name, header, rows)
     if (run / VERSIONS).exists():
+        _record_other_versions(run)
         return
-    versions = {"python": platform.python_version(), "platform": platform.platform(), "packages": package_versions()}
+    versions: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": package_versions(),
+    }
+    if options.checkpoint:
+        versions["checkpoint"] = sha256_of(options.checkpoint)
     write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
+
+
+def _record_other_versions(run: Path) -> None:
+    """Beside the versions that a run was begun with, each other set of them that it went on with."""
+    versions, now = read_json(run / VERSIONS), package_versions()
+    known = [versions["packages"], *versions.get("resumed_with", [])]
+    if now not in known:
+        write_json(run / VERSIONS, {**versions, "resumed_with": [*known[1:], now]})
 
 
 def package_versions() -> dict[str, str]:

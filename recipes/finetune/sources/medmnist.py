@@ -22,6 +22,8 @@ KINDS: dict[str, Kind] = {
     "multi-label, binary-class": "multi-label",
     "ordinal-regression": "ordinal",
 }
+# The class of a binary set that is looked for; breastmnist's class 1 is the healthy one.
+POSITIVE = {"pneumoniamnist": 1, "breastmnist": 0}
 NAMES = [name for name in medmnist.INFO if not name.endswith("3d")]
 
 
@@ -42,7 +44,8 @@ def load_medmnist(
     if not path.exists():
         _download(info, source_size, path, url, md5)
     found = _checked_md5(path, url, md5, allow_modified)
-    task = Task(KINDS[info["task"]], tuple(info["label"][str(k)] for k in range(len(info["label"]))))
+    classes = tuple(info["label"][str(k)] for k in range(len(info["label"])))
+    task = Task(KINDS[info["task"]], classes, POSITIVE.get(name, 1))
     with np.load(path) as arrays:
         splits = [
             _read_split(arrays, part, path, info, task, image_size or source_size) for part in ("train", "val", "test")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from ..errors import InputError
+from ..errors import Diverged
 
 Batch = dict[str, torch.Tensor]
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -55,13 +55,8 @@ def train_epoch(
             watch.look(bar, len(batch["rows"]), batch_loss, optimizer.param_groups[0]["lr"])
     mean = accelerator.reduce(total, reduction="mean").item() / len(loader)
     if not math.isfinite(mean):
-        raise diverged(f"the training loss of {title} is {mean}")
+        raise Diverged(f"the training loss of {title} is {mean}")
     return mean
-
-
-def diverged(what: str) -> InputError:
-    """The error of a stage whose numbers are no longer finite; another rate makes another run."""
-    return InputError(f"{what}: training diverged, choose a smaller --lr or --inmerge-lr, and another --output for it")
 
 
 class _Watch:

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ..data import tasks
+from ..errors import Diverged
 from ..judging.metrics import Thresholds, choose_thresholds, score
 from .averages import recalibrate_batch_norm
-from .epoch import diverged
 from .randomness import seed_globals
 from .session import Session
 
@@ -82,5 +82,5 @@ def predict(session: Session, part: str) -> torch.Tensor:
         )
     gathered_logits = torch.cat(logits)
     if not gathered_logits.isfinite().all():
-        raise diverged(f"the predictions of {session.stage.title} are not finite")
+        raise Diverged("the model's predictions are not finite")
     return gathered_logits

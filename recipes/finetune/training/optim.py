@@ -37,7 +37,7 @@ def create_schedule(options: Options, optimizer: Optimizer, stage: str, epochs: 
         optimizer,
         options.sched,
         num_epochs=max(epochs, 1),
-        decay_milestones=list(options.decay_milestones),
+        decay_milestones=[epoch + 1 for epoch in sorted(options.decay_milestones)],  # timm decays one epoch early
         warmup_epochs=options.warmup_epochs if stage == "backbone" else 0,
     )
     return schedule

@@ -14,6 +14,7 @@ from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 
 from ..data.images import ImageData
+from ..errors import Diverged
 from ..judging.metrics import METRICS
 from ..options import Options
 from ..runs.layout import STATE
@@ -35,14 +36,31 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
         if accelerator.is_main_process:  # a run that was killed right after the result has left it
             shutil.rmtree(stage.folder / STATE, ignore_errors=True)
         return
+    if stage.start is not None and "diverged" in read_result(accelerator, stage.start.parent):
+        _record_divergence(accelerator, stage, 0, "its backbone diverged")
+        return
     session = prepare_session(accelerator, options, data, stage)
     progress = load_checkpoint(accelerator, stage.folder / STATE) or Progress()
-    with tracked(accelerator, options, stage.folder):
-        while progress.epochs < stage.epochs:
-            progress, new_best = _run_epoch(session, progress)
-            save_checkpoint(accelerator, stage.folder / STATE, progress, new_best)
-    _finish(session, progress)
+    try:
+        with tracked(accelerator, options, stage.folder):
+            while progress.epochs < stage.epochs:
+                progress, new_best = _run_epoch(session, progress)
+                save_checkpoint(accelerator, stage.folder / STATE, progress, new_best)
+        _finish(session, progress)
+    except Diverged as reason:
+        if accelerator.is_main_process:
+            write_curves(stage.folder, progress)
+        _record_divergence(accelerator, stage, min(progress.epochs + 1, stage.epochs), str(reason))
     accelerator.free_memory()
+
+
+def _record_divergence(accelerator: Accelerator, stage: Stage, epoch: int, reason: str) -> None:
+    """The result of a stage that broke down; the other stages go on."""
+    accelerator.print(f"{stage.title} diverged: {reason}.")
+    if accelerator.is_main_process:
+        write_result(stage.folder, None, {"diverged": epoch})
+        shutil.rmtree(stage.folder / STATE, ignore_errors=True)
+    accelerator.wait_for_everyone()
 
 
 def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str, torch.Tensor] | None]:
@@ -64,7 +82,8 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
     with trained_weights_put_back(session):
         use_evaluated_weights(session)
         scores = evaluate(session, ("val",)).scores["val"]
-        new_best = epoch == 0 or (scores["auroc"] or 0) > (progress.best_auroc or 0)
+        score = -scores["log_loss"] if scores["auroc"] is None else scores["auroc"]
+        new_best = progress.best_score is None or score > progress.best_score
         weights = None
         if new_best and stage.keeps_best:
             weights = {name: value.clone() for name, value in accelerator.get_state_dict(session.model).items()}
@@ -76,7 +95,7 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
         merges=[*progress.merges, *merges],
         seconds=[*progress.seconds, seconds],
         best_epoch=epoch + 1 if new_best else progress.best_epoch,
-        best_auroc=scores["auroc"] if new_best else progress.best_auroc,
+        best_score=score if new_best else progress.best_score,
     )
     if accelerator.is_main_process:
         write_curves(stage.folder, after)

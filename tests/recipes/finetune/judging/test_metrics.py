@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
 from finetune.judging.metrics import METRICS, choose_thresholds, per_class, score
 from finetune.judging.summary import summarise
 from finetune.reports.terminal import table
+from finetune.runs.finished import FinishedRun
 from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
+from small_runs import make_run
 
 BINARY = Task("binary", ("no", "yes"))
 CLASSES = Task("multi-class", ("a", "b", "c"))
 LABELS = Task("multi-label", ("a", "b", "c"))
+
+
+def test_binary_figures_are_those_of_the_positive_class() -> None:
+    """AUROC is the same for either; tables name the class, and a run folder keeps it."""
+    rng = np.random.default_rng(0)
+    labels, likely = rng.integers(0, 2, 60), rng.random(60)
+    probabilities = np.stack([likely, 1 - likely], axis=1)
+    task = Task("binary", ("malignant", "benign"), positive=0)
+    scores = score(task, labels, probabilities)
+    assert scores["auprc"] == pytest.approx(average_precision_score(labels == 0, likely))
+    assert scores["f1"] == pytest.approx(f1_score(labels == 0, likely > 0.5))
+    assert scores["auroc"] == pytest.approx(score(Task("binary", task.classes), labels, probabilities)["auroc"])
+    classes = per_class(task, labels, probabilities)
+    assert list(classes) == ["malignant"]
+    result = {"epoch": 1, "kept": {"test": scores}, "last": {"test": scores}, "per_class": classes, "merges": {}}
+    shown = table(summarise("made", task, {0: {"baseline": result}}))
+    assert "AUPRC, F1 and ECE are of the positive class, malignant" in shown.splitlines()[0]
+
+
+def test_a_run_folder_keeps_the_positive_class(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    labels = np.array([0, 1, 1, 0])
+    split = Split(np.zeros((4, 1, 2, 2), np.uint8), labels, list("abcd"))
+    data = ImageData("made", Task("binary", ("malignant", "benign"), positive=0), split, split, split)
+    probabilities = np.stack([1 - labels, labels], axis=1).astype(float)
+    run = FinishedRun(make_run(tmp_path / "run", data, {"baseline": [probabilities]}, [0]))
+    assert run.task == data.task
 
 
 def test_binary_auroc_is_that_of_class_1() -> None:

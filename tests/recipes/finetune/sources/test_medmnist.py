@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import medmnist
 import numpy as np
-from finetune.sources.medmnist import load_medmnist
+import pytest
+from finetune.data.twins import find_leaks, settle_leaks
+from finetune.sources.medmnist import KINDS, NAMES, POSITIVE, load_medmnist
 
 
 def test_medmnist_files_are_read_as_the_package_reads_them(shared_file) -> None:
@@ -40,3 +42,27 @@ def test_missing_file_is_downloaded_by_the_package(made_medmnist, tmp_path, monk
     load_medmnist("octmnist", 28, None, tmp_path / "data", allow_modified=True)
     assert asked == [(medmnist.INFO["octmnist"]["url"], medmnist.INFO["octmnist"]["MD5"])]
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["octmnist.npz"]
+
+
+def test_the_positive_class_of_each_binary_set_is_the_diseased() -> None:
+    binary = [name for name in NAMES if KINDS[medmnist.INFO[name]["task"]] == "binary"]
+    named = {name: medmnist.INFO[name]["label"][str(POSITIVE[name])] for name in binary}
+    assert named == {"pneumoniamnist": "pneumonia", "breastmnist": "malignant"}
+    assert set(POSITIVE) == set(binary)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("breastmnist", "1 of them with conflicting labels"), ("pneumoniamnist", "in train and val")],
+)
+def test_twins_are_named_and_their_training_copies_dropped(shared_file, name: str, told: str) -> None:
+    path = shared_file(f"data/medmnist/{name}.npz")
+    data = load_medmnist(name, 28, None, path.parent, allow_modified=False)
+    twins = [leak for leak in find_leaks(data) if "train" in leak.parts]
+    clean, (sentence,) = settle_leaks(data, drop=True)
+    assert told in sentence
+    assert f"train {data.train.cases[twins[0].places[0][1]]} = " in sentence
+    copies = {data.train.cases[row] for leak in twins for part, row in leak.places if part == "train"}
+    assert copies
+    assert set(data.train.cases) - set(clean.train.cases) == copies
+    assert clean.test.cases == data.test.cases
