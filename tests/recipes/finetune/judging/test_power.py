@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from finetune.judging.obuchowski_rockette import Difference, compare, precision
+from finetune.judging.obuchowski_rockette import Difference, ErrorCovariances, compare, precision
 from finetune.judging.power import seeds_needed, seeds_to_decide, smallest_detectable
 from finetune.judging.verdict import Question, outcome_of
 from statsmodels.stats.power import TTestPower
-from test_obuchowski_rockette import NO_ERRORS
+
+NO_ERRORS = ErrorCovariances(0.0, 0.0, 0.0, 0.0)
 
 
 def pilot(seed_variance: float, case_variance: float = 0.0, mean: float = 0.0, seeds: int = 5) -> Difference:
