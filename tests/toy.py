@@ -14,6 +14,18 @@ MERGED = ["deep", "grouped"]
 MERGING = {"names": MERGED, "merge_prob": 0.5, "similarity_threshold": -0.5}
 
 
+class Moded(torch.optim.SGD):
+    """SGD with the two modes of schedule-free optimizers."""
+
+    mode = None
+
+    def train(self):
+        self.mode = "train"
+
+    def eval(self):
+        self.mode = "eval"
+
+
 def network(seed=0):
     """Return a network whose layers MERGED are the ones that the wrappers here merge."""
     torch.default_generator.manual_seed(seed)  # a hundredth of the time of torch.manual_seed

@@ -4,7 +4,7 @@ import difflib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -33,6 +33,16 @@ def near_names(name: str, names: Iterable[str], count: int = 3) -> str:
     """`": did you mean ...?"` with the names closest to `name`, or nothing when none is close."""
     near = difflib.get_close_matches(name.lower(), list(names), n=count, cutoff=0.5)
     return f": did you mean {' or '.join(near)}?" if near else ""
+
+
+def check_names(option: str, what: str, names: Sequence[str], known: Collection[str]) -> None:
+    """Refuse unknown and repeated names; `what` is what they name, and takes the article "an"."""
+    for name in names:
+        if name not in known:
+            hint = near_names(name, known) or f": choose from {', '.join(known)}"
+            raise InputError(f"{option} names the unknown {what} {name!r}{hint}")
+    if len(set(names)) < len(names):
+        raise InputError(f"{option} {' '.join(names)} names an {what} twice")
 
 
 def first_line(error: BaseException) -> str:

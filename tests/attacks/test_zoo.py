@@ -53,7 +53,7 @@ def test_files_of_others_are_not_written_over(
 )
 def test_options_are_refused_before_any_cell_is_begun(attack: Callable[..., str], arguments: list[str]) -> None:
     """They once left an error file for each cell."""
-    attack(*GRID, *arguments, recipe=model_zoo.main)
+    assert attack(*GRID, *arguments, recipe=model_zoo.main)
 
 
 @pytest.mark.parametrize(

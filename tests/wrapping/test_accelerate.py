@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from toy import batch, loss_of, merge_step, network, same, sgd, train, trained, wrapped
+from toy import Moded, batch, loss_of, merge_step, network, same, sgd, train, trained, wrapped
 
 from inmerge_optim import InMergeOptimizer
 
@@ -120,18 +120,6 @@ def test_bf16_autocast_merges_float32_weights_as_ever(accelerator):
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert merge_step(optimizer) == 3
     assert all(count["merged"] > 0 for count in optimizer.optimizer.merge_counts().values())
-
-
-class Moded(torch.optim.SGD):
-    """SGD with the two modes of schedule-free optimizers."""
-
-    mode = None
-
-    def train(self):
-        self.mode = "train"
-
-    def eval(self):
-        self.mode = "eval"
 
 
 def test_modes_of_the_prepared_optimizer_reach_the_base(accelerator):

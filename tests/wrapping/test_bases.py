@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from timm.optim import Lookahead, create_optimizer_v2
-from toy import MERGED, closure_of, merge_step, network, same, sgd, train, trained, wrapped
+from toy import MERGED, Moded, closure_of, merge_step, network, same, sgd, train, trained, wrapped
 
 
 class StepsThroughSuper(torch.optim.SGD):
@@ -39,18 +39,6 @@ class SharpnessAware(torch.optim.SGD):
                 parameter -= climb
         super().step()
         return loss
-
-
-class Moded(torch.optim.SGD):
-    """SGD with the two modes of schedule-free optimizers."""
-
-    mode = None
-
-    def train(self):
-        self.mode = "train"
-
-    def eval(self):
-        self.mode = "eval"
 
 
 class Wrapping(torch.optim.Optimizer):

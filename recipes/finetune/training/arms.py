@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from inmerge_optim import InMergeOptimizer
 
-from ..errors import InputError, near_names
+from ..errors import InputError, check_names
 from ..options import BASELINE, Options
 from .averages import Average
 
@@ -51,12 +51,7 @@ ARMS = {
 def check_arms(options: Options) -> None:
     """Refuse unknown and repeated arms, a comparison that has no baseline, and options that none of the arms needs."""
     names = options.arms
-    for name in names:
-        if name not in ARMS:
-            hint = near_names(name, ARMS) or f": choose from {', '.join(ARMS)}"
-            raise InputError(f"--arms names the unknown arm {name!r}{hint}")
-    if len(set(names)) < len(names):
-        raise InputError(f"--arms {' '.join(names)} names an arm twice")
+    check_names("--arms", "arm", names, ARMS)
     if BASELINE not in names:
         raise InputError(f"--arms must hold {BASELINE}, which the others are compared with")
     if options.cooldown_epochs and not merging_arms(options):

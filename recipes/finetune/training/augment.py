@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import InputError, near_names
+from ..errors import check_names
 from .randomness import keyed_generator
 
 ROTATION = 10.0  # degrees, at most, either way
@@ -52,12 +52,7 @@ def augment(images: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 def check_augmentations(names: Sequence[str]) -> None:
     """Refuse unknown and repeated names."""
-    for name in names:
-        if name not in AUGMENTATIONS:
-            hint = near_names(name, AUGMENTATIONS) or f": choose from {', '.join(AUGMENTATIONS)}"
-            raise InputError(f"--aug names the unknown augmentation {name!r}{hint}")
-    if len(set(names)) < len(names):
-        raise InputError(f"--aug {' '.join(names)} names an augmentation twice")
+    check_names("--aug", "augmentation", names, AUGMENTATIONS)
 
 
 def _flip(images: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
