@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -12,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.merging import check_kernels
 from inmerge_optim.selection import KernelLayers, layer_modules, obstacle, unwrap
 
@@ -157,15 +156,6 @@ class _Identities:
     def __contains__(self, tensor: Tensor) -> bool:
         reference = self._references.get(id(tensor))
         return reference is not None and reference() is tensor
-
-
-def user_stacklevel() -> int:
-    """Return the stacklevel by which a warning of the caller shows the line outside torch and this package."""
-    inside = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _alive(reference: weakref.ref[_Referent] | None) -> _Referent | None:

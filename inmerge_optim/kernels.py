@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.drawing import Indices, Pairs
 from inmerge_optim.merging import (
     COSINE_UNIT,
@@ -231,7 +232,7 @@ def _triton_merge(device: torch.device) -> Callable[[Mapping[int, DrawnLayer], T
         warnings.warn(
             f"Triton can't run on {device} ({type(error).__name__}: {error}), so kernels are merged by torch's own "
             "operations, some thirty per layer; INMERGE_TRITON=0 in the environment chooses them without this warning",
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
         return None
     return merge_on_gpu_

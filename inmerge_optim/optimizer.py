@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inmerge_optim.binding import Binding, user_stacklevel
+from inmerge_optim.binding import Binding
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.drawing import draw_layers
 from inmerge_optim.kernels import Tallies, merge_layers_
 from inmerge_optim.merging import COSINE_UNIT, DrawnLayer

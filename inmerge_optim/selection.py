@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.tables import to_lines
 from inmerge_optim.tracing import Trace, kernel_count, trace_layers
 
@@ -180,7 +181,7 @@ def kernel_layers(
         warnings.warn(
             f"only {selected} of the {len(depths)} counted layers of {type(model).__name__} are selected for "
             "merging; the reason of each layer says why, skip_layers or names select others",
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
     return layers
 
@@ -359,7 +360,7 @@ def _trace_or_definition(model: nn.Module, modules: Mapping[str, nn.Module], exa
             f"{type(model).__name__} can't be traced {trace.problem}: {len(rest)} of its {len(modules)} layers are "
             "taken in the order of definition, and which of those act as fully connected is not known; example_inputs "
             "or names may help",
-            stacklevel=3,
+            stacklevel=user_stacklevel(),
         )
         trace.executed += rest
         trace.fully_connected.update(name for name in rest if _BY_NAME["acts as fully connected"].search(name))
