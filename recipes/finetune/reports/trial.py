@@ -88,7 +88,7 @@ def _trial(run: FinishedRun) -> Section:
     if options["limit_train"]:
         text += f" Only {options['limit_train']} training images were used: this is a dry run."
     rows = [
-        [part, f"{split['images']:,}", f"{split['patients']:,}"]
+        [part, f"{split['images']:,}", None if split["patients"] is None else f"{split['patients']:,}"]
         for part, split in description.get("splits", {}).items()
     ]
     return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)
