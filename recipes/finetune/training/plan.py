@@ -7,6 +7,7 @@ from typing import Literal
 from ..options import BASELINE, Options
 from ..runs.layout import BACKBONE, WEIGHTS, stage_folder
 from .arms import ARMS, Arm
+from .optim import last_rate
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,6 @@ def backbone_stage(options: Options, run: Path, seed: int) -> Stage:
 
 
 def arm_stage(options: Options, run: Path, seed: int, arm: str) -> Stage:
-    lr = options.lr if options.inmerge_lr is None else options.inmerge_lr
+    lr = last_rate(options) if options.inmerge_lr is None else options.inmerge_lr
     start = stage_folder(run, seed, BACKBONE) / WEIGHTS
     return Stage("arm", ARMS[arm], seed, options.inmerge_epochs, lr, stage_folder(run, seed, arm), start)
