@@ -32,5 +32,5 @@ mutants: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable ".[recipes,plot,dicom,dev]"
+	$(BIN)/python -m pip install --editable ".[recipes,plot,compact,dicom,dev]"
 	touch $@
