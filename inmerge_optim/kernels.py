@@ -83,7 +83,7 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
         device, rows = layer.weight.device, _as_rows(layer)
         if rows is not None and device.type == "cpu":
             on_host[index] = rows
-        elif rows is not None and not layer.rule.needs_order and _triton_merge(device):
+        elif rows is not None and not layer.rule.needs_order and not layer.channels and _triton_merge(device):
             on_gpu.setdefault((device, layer.weight.dtype), {})[index] = rows
         else:
             tallies.on(device)[index] += merge_layer_(layer)
@@ -118,6 +118,8 @@ def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
         chosen = np.flatnonzero(accepted[span])
         if chosen.size:
             _blend_(layer, chosen)
+            for values in layer.channels:
+                _blend_(layer._replace(weight=values.view(-1, 1), donors=None), chosen)
             counts[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
 
 
