@@ -53,7 +53,7 @@ def launched(folder: Path, *arguments: object, processes: int) -> Iterator[subpr
         process.wait()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never began"
