@@ -258,7 +258,7 @@ def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptio
         unknown = set(split) - {*PARTS, LEFT_OUT}
         if unknown:
             raise InputError(
-                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
+                f"--split-file {options.split_file} has the split {str(min(unknown))!r}: expected {', '.join(PARTS)}"
             )
         split[list(images.absent())] = LEFT_OUT
         return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]
