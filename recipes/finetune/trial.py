@@ -13,7 +13,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 
 from .data.images import ImageData
-from .data.twins import settle_leaks
+from .data.twins import note_near_twins, settle_leaks
 from .errors import InputError, damage_told, first_line
 from .judging.metrics import has_auroc
 from .options import Options
@@ -150,7 +150,7 @@ def _run_or_go_on(
             )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_settings(run, options, launch, data)
+            write_settings(run, options, launch, note_near_twins(data))
         accelerator.wait_for_everyone()
         for seed in options.seeds:
             run_stage(accelerator, options, data, backbone_stage(options, run, seed))

@@ -94,6 +94,16 @@ def _trial(run: FinishedRun) -> Section:
     return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)
 
 
+def _leaks(run: FinishedRun) -> Section | None:
+    """What the splits share; runs that began before this was looked for in every data set say nothing."""
+    description = run.description
+    if "near_twins" not in description:
+        return None
+    none = "No image lies in two splits by its pixels, and no patient does where patients are known"
+    sentences = [*(description["leaks"] or [none]), description["near_twins"]]
+    return Section("Images in several splits", "\n\n".join(f"{sentence}." for sentence in sentences))
+
+
 def _arms(run: FinishedRun) -> Section:
     metrics = list(run.summary["arms"][BASELINE])
     header = ("arm", "epoch kept", *(title_of(metric) for metric in metrics))
@@ -201,6 +211,7 @@ def _learning_curves(run: FinishedRun) -> Section:
 SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _verdict,
     _trial,
+    _leaks,
     _arms,
     _per_class,
     _curves,
