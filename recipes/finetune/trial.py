@@ -159,7 +159,7 @@ def _run_or_go_on(
         if accelerator.is_main_process:
             record_look(run, options.seeds, options.arms, package_versions())
             finished = FinishedRun(run)
-            if add_sections:
+            if add_sections and finished.arms:
                 write_sections(run, add_sections(finished, options, data))
             (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
             write_summary(run, finished.summary)
@@ -178,9 +178,8 @@ def _is_judged(run: Path, options: Options) -> bool:
     summary = read_summary(run)
     if summary is None:
         return False
-    diverged = summary.get("diverged", {})
-    seeds = {*summary["seeds"], *(int(seed) for found in diverged.values() for seed in found)}
-    return seeds == set(options.seeds) and {*summary["arms"], *diverged} == set(options.arms)
+    arms = {*summary["arms"], *summary.get("diverged", {})}
+    return set(summary["seeds"]) == set(options.seeds) and arms == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 
 from ..files import GENERATOR, check_written_here, write_text
 from ..judging.metrics import title_of
-from ..judging.summary import total_merges
+from ..judging.summary import metric_in_words, total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, PLOTS, REPORT, WEIGHTS
 from ..runs.sections import Section
 from .style import (
+    NO_DIFFERENCE,
     difference_legend,
     difference_rows,
     interval_text,
@@ -43,8 +44,8 @@ def write_report(run: FinishedRun) -> Path:
     found = [section(run) for section in SECTIONS]
     sections = [*(section for section in found if section), *added, settings_section(run)]
     _write(run.folder / REPORT, f"{run.name}: does merging help here?", sections)
-    for seed in run.seeds:
-        for arm in run.arms:
+    for arm in run.arms:
+        for seed in run.finished_seeds(arm):
             card = _template("model_card.md.j2").render(_card(run, seed, arm))
             write_text(run.stage(seed, arm) / CARD, card)
     return run.folder / REPORT
@@ -102,14 +103,15 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
 def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
     rows = []
     for found in _to_baseline(run):
-        difference = judged_difference(run.summary, found)
+        difference = judged_difference(run.summary, found) or NO_DIFFERENCE
         layers = run.summary["merges"].get(found["arm"])
+        baseline = run.summary["arms"].get(BASELINE)
         rows.append(
             [
                 run.name,
                 found["arm"],
-                title_of(found["metric"]),
-                mean_text(run.summary["arms"][BASELINE][found["metric"]]),
+                metric_in_words(run.summary),
+                baseline and mean_text(baseline[found["metric"]]),
                 interval_text(difference["mean"], (difference["low"], difference["high"])),
                 range_text(difference["t_low"], difference["t_high"]),
                 range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
@@ -126,7 +128,7 @@ def _to_baseline(run: FinishedRun) -> list[dict[str, Any]]:
 
 def _differences_of_runs(runs: Sequence[FinishedRun]) -> Figure:
     rows = [
-        (f"{label}\n{found['arm']}", judged_difference(run.summary, found))
+        (f"{label}\n{found['arm']}", judged_difference(run.summary, found) or NO_DIFFERENCE)
         for label, run in zip(_labels(runs), runs, strict=True)
         for found in _to_baseline(run)
     ]
