@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .catalogue import PARTS
 from .images import ImageData, Split, Table
 from .squares import pixel_hash
 from .tasks import labels_text
@@ -36,7 +35,7 @@ class Leak:
 
     Attributes:
         kind: "image" or "patient".
-        places: all of it, in the order of PARTS.
+        places: all of it, in the order of the splits.
         conflicting: of an image, whether its copies have different labels.
     """
 
@@ -46,7 +45,7 @@ class Leak:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return tuple(part for part in PARTS if any(part == found for found, _ in self.places))
+        return tuple(dict.fromkeys(part for part, _ in self.places))
 
 
 def find_leaks(data: ImageData) -> list[Leak]:
@@ -112,13 +111,11 @@ def _name(data: ImageData, leak: Leak) -> str:
 
 
 def refuse_leaks(data: ImageData, leaks: list[Leak]) -> None:
-    """Refuse a test split that shares images or patients with the others, on which its figures would be too good."""
-    grave = [leak for leak in leaks if "test" in leak.parts]
+    """Refuse tests that share images or patients with what is trained on: their figures would be too good."""
+    grave = [leak for leak in leaks if data.folds or "test" in leak.parts]
     if grave:
-        raise InputError(
-            f"{'; and '.join(describe_leaks(data, grave))}: drop the copies outside test with --drop-twins, or go on "
-            "with them by --allow-twins"
-        )
+        mend = "put each into one fold" if data.folds else "drop the copies outside test with --drop-twins"
+        raise InputError(f"{'; and '.join(describe_leaks(data, grave))}: {mend}, or go on with them by --allow-twins")
 
 
 def drop_leaks(data: ImageData, leaks: list[Leak]) -> ImageData:
@@ -197,13 +194,14 @@ def find_near_twins(data: ImageData) -> NearSearch:
     number of pairs.
     """
     rows = {part: _some_rows(len(split)) for part, split in data.splits.items()}
-    looked_at = {part: data.splits[part].select(rows[part]) for part in PARTS}
+    looked_at = {part: split.select(rows[part]) for part, split in data.splits.items()}
+    pairs = list(combinations(data.splits, 2))
     exact = {part: np.array(pixel_hashes(split)) for part, split in looked_at.items()}
     # The first part of a pair is taken as it is, and the second also mirrored.
-    hashes = {part: _near_hashes(split, mirrored=part != PARTS[0]) for part, split in looked_at.items()}
+    hashes = {part: _near_hashes(split, mirrored=part != pairs[0][0]) for part, split in looked_at.items()}
     nearest: list[NearTwins] = []
     found = 0
-    for first, second in combinations(PARTS, 2):
+    for first, second in pairs:
         for start in range(0, len(rows[first]), _CHUNK):
             own = hashes[first][start : start + _CHUNK, 0]
             plain, turned = (own @ hashes[second][:, view].T for view in (0, 1))
@@ -223,7 +221,7 @@ def find_near_twins(data: ImageData) -> NearSearch:
                 for k in order
             ]
     nearest.sort(key=lambda twins: twins.bits)
-    compared = sum(len(rows[first]) * len(rows[second]) for first, second in combinations(PARTS, 2))
+    compared = sum(len(rows[first]) * len(rows[second]) for first, second in pairs)
     drawn = {part: len(rows[part]) for part, split in data.splits.items() if len(rows[part]) < len(split)}
     return NearSearch(nearest[:_MOST_TOLD], found, compared, drawn)
 

@@ -13,6 +13,7 @@ import jinja2
 from matplotlib.figure import Figure
 
 from ..files import GENERATOR, check_written_here, write_text
+from ..judging.formatting import epoch_text
 from ..judging.metrics import title_of
 from ..judging.summary import metric_in_words, total_merges
 from ..options import BASELINE
@@ -87,9 +88,9 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "run": run,
         "arm": arm,
         "seed": seed,
-        "weights": WEIGHTS,
+        "weights": f"../fold_0/{arm}/{WEIGHTS}" if run.folds else WEIGHTS,
         "size": run.options["image_size"] or run.options.get("source_size"),
-        "epoch": run.summary["epochs"][arm][place],
+        "epoch": epoch_text(run.summary["epochs"][arm][place]),
         "scores": [
             (title_of(metric), number_text(figure["values"][place]), mean_text(figure))
             for metric, figure in scores.items()

@@ -81,6 +81,13 @@ def _trial(run: FinishedRun) -> Section:
         f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
         f"each arm the epoch with the {kept_by} is kept and scored on test; the last epoch stands beside it."
     )
+    if run.folds:
+        text += (
+            f" This is done {run.folds} times, with other models each time: one fold is tested, the next chooses the "
+            "epoch, and the others are trained on. The folds are the same for every seed. What the models predicted on "
+            "the folds they were tested on is scored together, so that each seed scores every case; intervals and "
+            "verdicts take this parting of the cases as given."
+        )
     if options["recalibrate_bn"]:
         text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."
     else:
@@ -90,7 +97,7 @@ def _trial(run: FinishedRun) -> Section:
     if options["limit_train"]:
         text += f" Only {options['limit_train']} training images were used: this is a dry run."
     rows = [
-        [part, f"{split['images']:,}", f"{split['patients']:,}"]
+        [part, f"{split['images']:,}", number_text(split["patients"], "{:,}")]
         for part, split in description.get("splits", {}).items()
     ]
     return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)

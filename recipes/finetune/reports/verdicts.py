@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..judging.formatting import bounds, number
+from ..judging.formatting import bounds, epoch_text, number
 from ..judging.metrics import title_of
 from ..options import BASELINE
 
@@ -22,7 +22,7 @@ def judged_difference(summary: dict[str, Any], verdict: dict[str, Any]) -> dict[
 
 def epochs_text(summary: dict[str, Any], arm: str) -> str:
     """The epochs that an arm kept, a seed after the other; a dash where it diverged."""
-    return ", ".join("-" if epoch is None else str(epoch) for epoch in summary["epochs"][arm])
+    return ", ".join("-" if epoch is None else epoch_text(epoch) for epoch in summary["epochs"][arm])
 
 
 def noise_text(difference: dict[str, Any], unit: str) -> str | None:

@@ -16,7 +16,7 @@ from ..judging.intervals import Bootstrap, bootstrap
 from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import MARGIN, MARGIN_CHOSEN
-from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from .layout import CONFIG, CURVES, DATA, FOLDS, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
 from .looks import read_looks
 from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
@@ -67,6 +67,11 @@ class FinishedRun:
         # Runs that don't say which class is positive were scored by class 1.
         return Task(self.description["task"], tuple(self.description["classes"]), self.description.get("positive", 1))
 
+    @property
+    def folds(self) -> int | None:
+        """Of cross-validation how many there are; the stages of a seed are then joined of those of its folds."""
+        return self.description.get("folds")
+
     @cached_property
     def looks(self) -> list[dict[str, Any]]:
         """What the run was judged on each time that it was."""
@@ -93,7 +98,11 @@ class FinishedRun:
 
     def finished_seeds(self, stage: str) -> list[int]:
         """Those in which a stage, "backbone" or an arm, came to an end instead of diverging."""
-        return [seed for seed in self.seeds if "diverged" not in read_json(self.stage(seed, stage) / RESULT)]
+        return [seed for seed in self.seeds if not self._diverged_in(seed, stage)]
+
+    def _diverged_in(self, seed: int, stage: str) -> bool:
+        result = self.stage(seed, stage) / RESULT
+        return result.exists() and "diverged" in read_json(result)  # a backbone that folds are joined in has none
 
     @property
     def asked_seeds(self) -> list[int]:
@@ -190,8 +199,9 @@ class FinishedRun:
     @cached_property
     def identical(self) -> set[tuple[str, str]]:
         """Pairs of arms whose weights are equal to the bit in every seed."""
+        of_stage = FOLDS if self.folds else WEIGHTS
         weights = {
-            arm: [found.get(arm) and found[arm]["files"][WEIGHTS] for found in self.results.values()]
+            arm: [found.get(arm) and found[arm]["files"][of_stage] for found in self.results.values()]
             for arm in self.arms
         }
         return {pair for pair in permutations(self.arms, 2) if weights[pair[0]] == weights[pair[1]]}
