@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from torch import nn
 
 from .data.images import ImageData
 from .data.twins import note_near_twins, settle_leaks
@@ -44,6 +45,7 @@ from .training.models import (
     check_forward,
     check_model_name,
     create_model,
+    origin_of,
     use_grad_checkpointing,
 )
 from .training.optim import create_optimizer
@@ -140,7 +142,7 @@ def _run_or_go_on(
     if not judged_before:
         with accelerator.main_process_first() if main_first else nullcontext():
             data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
-        _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
+        model = _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
         with damage_told(run):
             check_same_data(run, data)
             check_same_versions(run, options)
@@ -152,7 +154,8 @@ def _run_or_go_on(
             )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_settings(run, options, launch, note_near_twins(data))
+            write_settings(run, options, launch, note_near_twins(data), origin_of(model, options))
+        del model
         accelerator.wait_for_everyone()
         for seed in options.seeds:
             for fold, part in enumerate(data.folds):
@@ -259,8 +262,8 @@ def _limit_train(options: Options, data: ImageData) -> ImageData:
     return replace(data, train=data.train.limited(options.limit_train, options.split_seed))
 
 
-def _check_data(options: Options, data: ImageData, per_process: int) -> None:
-    """Refuse options that don't go with the data, and try the model on the data's shape."""
+def _check_data(options: Options, data: ImageData, per_process: int) -> nn.Module:
+    """Refuse options that don't go with the data, and try the model, which is returned, on the data's shape."""
     if options.in_chans < data.channels:
         raise InputError(f"--in-chans 1 needs grey images, and {data.name} has {data.channels} channels: leave it out")
     if options.batch_size > len(data.train):
@@ -274,3 +277,4 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
     check_forward(model, options, data, per_process)
+    return model

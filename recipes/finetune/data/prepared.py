@@ -37,7 +37,6 @@ from ..files import PARTIAL, flush
 from .catalogue import LEFT_OUT, PARTS, Catalogue, EncodedImages, check_complete
 from .images import ImageData, Split
 from .opening import Unreadable
-from .splits import label_counts
 from .squares import Form, make_square
 
 SHARD = 512
@@ -190,8 +189,8 @@ def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, imag
             **catalogue.description,
             "prepare_size": form.side,
             "image_size": image_size,
-            "splits": {part: _counts(catalogue, found) for part, found in rows.items()},
         },
+        form=form,
     )
 
 
@@ -212,15 +211,6 @@ def split_of(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> 
         subgroups={name: [values[row] for row in rows] for name, values in catalogue.subgroups.items()},
         pixel_hashes=images.select(rows).pixel_hashes(),
     )
-
-
-def _counts(catalogue: Catalogue, rows: np.ndarray) -> dict[str, Any]:
-    """Images, patients where they are known, and cases per class or label, of a multi-label task also those of none."""
-    counts = label_counts(catalogue, rows)
-    if catalogue.task.multi_label:
-        counts["none"] = int((catalogue.labels[rows].sum(axis=1) == 0).sum())
-    patients = None if catalogue.patients is None else len({catalogue.patients[row] for row in rows})
-    return {"images": len(rows), "patients": patients, "labels": counts}
 
 
 def prepare(source: EncodedImages, form: Form, folder: Path, workers: int) -> PreparedImages:

@@ -16,7 +16,7 @@ from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, Str
 from ..errors import InputError, first_line
 from .catalogue import LEFT_OUT, PARTS, Catalogue
 from .images import Table
-from .tasks import labels_text
+from .tasks import label_counts, labels_text
 
 SPLIT_FILE, SPLIT, FOLD = "split.csv", "split", "fold"
 FEW = 10  # of a class in a part, below which it is told
@@ -129,7 +129,7 @@ def _units(catalogue: Catalogue) -> np.ndarray:
 def check_classes(catalogue: Catalogue) -> list[str]:
     """Refuse a class that is not trained on; sentences on those that a part lacks, or that have few images."""
     sentences = []
-    counts = {part: label_counts(catalogue, catalogue.rows(part)) for part in PARTS}
+    counts = {part: label_counts(catalogue.task, catalogue.labels[catalogue.rows(part)]) for part in PARTS}
     for name in catalogue.task.classes:
         train, val, test = (counts[part][name] for part in PARTS)
         if not train and not catalogue.task.multi_label:
@@ -143,16 +143,6 @@ def check_classes(catalogue: Catalogue) -> list[str]:
         elif min(train, val, test) < FEW:
             sentences.append(f"{name} has few images: {train:,} in train, {val:,} in val, {test:,} in test")
     return sentences
-
-
-def label_counts(catalogue: Catalogue, rows: np.ndarray) -> dict[str, int]:
-    """How many of these images are of each class, or have each label."""
-    labels = catalogue.labels[rows]
-    if catalogue.task.multi_label:
-        found = labels.sum(axis=0)
-    else:
-        found = np.bincount(labels, minlength=len(catalogue.task.classes))
-    return dict(zip(catalogue.task.classes, found.tolist(), strict=True))
 
 
 def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Table:

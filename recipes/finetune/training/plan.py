@@ -7,6 +7,7 @@ from typing import Literal
 from ..options import BASELINE, Options
 from ..runs.layout import BACKBONE, WEIGHTS, stage_folder
 from .arms import ARMS, Arm
+from .optim import last_rate
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def backbone_stage(options: Options, run: Path, seed: int, fold: int | None = No
 
 
 def arm_stage(options: Options, run: Path, seed: int, arm: str, fold: int | None = None) -> Stage:
-    lr = options.lr if options.inmerge_lr is None else options.inmerge_lr
+    lr = last_rate(options) if options.inmerge_lr is None else options.inmerge_lr
     start = stage_folder(run, seed, BACKBONE, fold) / WEIGHTS
     folder = stage_folder(run, seed, arm, fold)
     return Stage("arm", ARMS[arm], seed, options.inmerge_epochs, lr, folder, fold, start)
