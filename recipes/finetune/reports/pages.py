@@ -12,7 +12,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import GENERATOR, check_written_here, write_text
-from ..judging.metrics import title_of
 from ..judging.summary import metric_in_words, total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
