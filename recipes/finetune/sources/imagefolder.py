@@ -255,10 +255,10 @@ def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptio
     """Take the split of the file, or hold out of the training images the parts that the images come without."""
     if options.split_file is not None:
         split = read_split(options.split_file, catalogue, SPLIT)
-        unknown = set(split) - {*PARTS, LEFT_OUT}
+        unknown = set(split.tolist()) - {*PARTS, LEFT_OUT}
         if unknown:
             raise InputError(
-                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
+                f"--split-file {options.split_file} has the split {str(min(unknown))!r}: expected {', '.join(PARTS)}"
             )
         split[list(images.absent())] = LEFT_OUT
         return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]
