@@ -59,6 +59,12 @@ def processor_seconds() -> float:
     return sum(found.ru_utime + found.ru_stime for found in used)
 
 
+def own_memory() -> float:
+    """Of this process, in MB, without pages of the files that it maps, which the system takes back at will."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+
 def measured(turn: Callable[[], object]) -> dict[str, float]:
     """Run it in a process of its own: seconds by the clock and of the processor, and the peak of its memory in MB."""
     queue = FORKED.SimpleQueue()
@@ -73,6 +79,7 @@ def measured(turn: Callable[[], object]) -> dict[str, float]:
                 "processor": processor_seconds() - used,
                 "peak": peaks[0] / 1024,
                 "worker": peaks[1] / 1024,
+                "own": own_memory(),
             }
         )
 
@@ -167,8 +174,12 @@ def main() -> None:
                 f"processor ({len(found) / of['processor'] / pil:.2f} of PIL), {len(found) / of['clock']:,.0f} by the "
                 f"clock; peak {of['peak']:,.0f} MB, of a worker {of['worker']:,.0f} MB"
             )
-        growth = (measures["one process"]["peak"] - measures["half"]["peak"]) * 2**20
-        print(f"The peak grows by {growth / (len(source) - len(few) or 1):,.0f} bytes per file more")
+        more = len(source) - len(few) or 1
+        peak, own = (measures["one process"][kind] - measures["half"][kind] for kind in ("peak", "own"))
+        print(
+            f"Per file more the peak grows by {peak * 2**20 / more:,.0f} bytes, mapped pages of the {FORM.side**2:,} pixels "
+            f"among them, and the process's own memory by {own * 2**20 / more:,.0f}"
+        )
         whole = kill_ten_times(source, folder / "killed", measures["two processes"]["clock"])
         prepare(source, FORM, folder / "killed", 2)
         same = checksums(folder / "killed") == checksums(folder / "one process") == checksums(folder / "two processes")
