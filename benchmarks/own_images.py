@@ -174,11 +174,11 @@ def main() -> None:
                 f"processor ({len(found) / of['processor'] / pil:.2f} of PIL), {len(found) / of['clock']:,.0f} by the "
                 f"clock; peak {of['peak']:,.0f} MB, of a worker {of['worker']:,.0f} MB"
             )
-        more = len(source) - len(few) or 1
-        peak, own = (measures["one process"][kind] - measures["half"][kind] for kind in ("peak", "own"))
+        more = max(1, len(source) - len(few)) / 2**20
+        peak, own = ((measures["one process"][kind] - measures["half"][kind]) / more for kind in ("peak", "own"))
         print(
-            f"Per file more the peak grows by {peak * 2**20 / more:,.0f} bytes, mapped pages of the {FORM.side**2:,} pixels "
-            f"among them, and the process's own memory by {own * 2**20 / more:,.0f}"
+            f"Per file more, of {FORM.side**2:,} pixels, the peak grows by {peak:,.0f} bytes, with pages of the files "
+            f"that are mapped, and the process's own memory by {own:,.0f}"
         )
         whole = kill_ten_times(source, folder / "killed", measures["two processes"]["clock"])
         prepare(source, FORM, folder / "killed", 2)
