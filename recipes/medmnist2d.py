@@ -4,11 +4,13 @@ python recipes/medmnist2d.py --dataset pneumoniamnist --model resnet18
 accelerate launch recipes/medmnist2d.py --config recipes/configs/paper_medmnist.yaml --dataset bloodmnist
 """
 
+from functools import partial
+
 from finetune.errors import exit_on_input_error
+from finetune.grid import Trial, run_on_engine
 from finetune.options import parse_options
 from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.source import DatasetOptions
-from finetune.trial import run_trial
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: DatasetOptions) -> None:
     check_dataset(options)
-    run_trial(options, lambda: load_dataset(options), f"{options.dataset}-{options.model}")
+    run_on_engine(Trial(options, partial(load_dataset, options), f"{options.dataset}-{options.model}"))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..data.catalogue import LEFT_OUT, PARTS, Catalogue
+from ..data.catalogue import LEFT_OUT, Catalogue
 from ..data.images import ImageData
 from ..data.opening import PERCENTILES, Window, parse_window
 from ..data.prepared import PreparedImages, as_image_data, prepare, prepared_folder, without_unreadable
-from ..data.splits import SPLIT, SPLIT_FILE, check_classes, hold_out_stratified, read_split, split_table, units_of
+from ..data.splits import SPLIT, SPLIT_FILE, check_classes, given_split, hold_out_stratified, split_table, units_of
 from ..data.squares import Fit, Form
 from ..data.twins import find_leaks, refuse_leaks
 from ..errors import InputError, is_main_process
@@ -208,14 +208,9 @@ def _with_headers(catalogue: Catalogue, images: PreparedImages) -> Catalogue:
 def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> tuple[Catalogue, list[str]]:
     """Take the split of the file, or hold out of the training images the parts that the images come without."""
     if options.split_file is not None:
-        split = read_split(options.split_file, catalogue, SPLIT)
-        unknown = set(split) - {*PARTS, LEFT_OUT}
-        if unknown:
-            raise InputError(
-                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
-            )
-        split[list(images.absent())] = LEFT_OUT
-        return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]
+        given = given_split(options.split_file, catalogue)
+        given.split[list(images.absent())] = LEFT_OUT
+        return given, [f"The split is that of {options.split_file}"]
     lacking = [part for part in ("test", "val") if not len(catalogue.rows(part))]
     if not lacking:
         return catalogue, []
