@@ -174,8 +174,8 @@ def _stages(trial: Trial) -> set[Part]:
 
 def _following(trial: Trial, part: Part, left: set[Part]) -> list[Part]:
     """What can be run once a part is done: backbones, then their arms, and when none of these is left the judging."""
-    if part == BEGIN:
-        return [(seed, BACKBONE) for seed in trial.options.seeds]
+    if isinstance(part, str):
+        return [(seed, BACKBONE) for seed in trial.options.seeds] if part == BEGIN else []
     seed, stage = part
     if stage == BACKBONE:
         return [(seed, arm) for arm in trial.options.arms]
@@ -218,7 +218,8 @@ def _outcome(ray: Any, task: Any) -> tuple[Outcome, bool]:
     try:
         return ray.get(task)
     except Exception as error:  # its process died too often, or Ray could not start it
-        return Failure(f"a task on Ray ended ({type(error).__name__}: {first_line(error)})", str(error)), False
+        *_, reason = str(error).strip().splitlines() or [type(error).__name__]
+        return Failure(f"a task on Ray could not be run ({reason})", str(error)), False
 
 
 @contextmanager

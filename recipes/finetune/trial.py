@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from torch import nn
 
 from .data.images import ImageData
 from .data.twins import settle_leaks
@@ -20,6 +21,7 @@ from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
+from .runs.folds import join_folds
 from .runs.layout import BACKBONE, CONFIG, REPORT, TENSORBOARD, stage_folder
 from .runs.lock import hold_run
 from .runs.looks import record_look
@@ -43,6 +45,7 @@ from .training.models import (
     check_forward,
     check_model_name,
     create_model,
+    origin_of,
     use_grad_checkpointing,
 )
 from .training.optim import create_optimizer
@@ -157,27 +160,37 @@ def _begin(
             return None
     with accelerator.main_process_first() if main_first else nullcontext():
         data = _load(accelerator, options, load_data)
-    _check_data(options, data, per_process)
+    model = _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
     with damage_told(run):
         check_same_data(run, data)
         check_same_versions(run, options)
-    if options.keep_by == "auroc" and not has_auroc(data.task, data.val.labels):
+    if options.keep_by == "auroc" and not all(has_auroc(data.task, part.val.labels) for part in data.folds or [data]):
+        which = "A" if data.folds else "The"
         accelerator.print(
-            f"The validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch with "
-            "the lowest validation log loss is kept."
+            f"{which} validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch "
+            "with the lowest validation log loss is kept."
         )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        write_settings(run, options, launch, data)
+        write_settings(run, options, launch, data, origin_of(model, options))
     accelerator.wait_for_everyone()
     return data
 
 
 def _run_stage(accelerator: Accelerator, options: Options, data: ImageData, run: Path, seed: int, name: str) -> None:
-    """BACKBONE, or an arm; its folder is locked as well, for parts of a run may be left to other processes."""
+    """Run BACKBONE or an arm of a seed, or what is left of it, on every fold where there are folds.
+
+    Its folder is locked as well as the run's, for the stages of a run may be left to other processes.
+    """
     with hold_run(stage_folder(run, seed, name), accelerator):
-        stage = backbone_stage(options, run, seed) if name == BACKBONE else arm_stage(options, run, seed, name)
-        run_stage(accelerator, options, data, stage)
+        for fold, part in enumerate(data.folds) if data.folds else [(None, data)]:
+            if name == BACKBONE:
+                stage = backbone_stage(options, run, seed, fold)
+            else:
+                stage = arm_stage(options, run, seed, name, fold)
+            run_stage(accelerator, options, part, stage)
+        if data.folds and accelerator.is_main_process:
+            join_folds(run, seed, name, len(data.folds), data.task)
 
 
 def _judge(run: Path, options: Options, data: ImageData, add_sections: AddSections | None) -> None:
@@ -198,7 +211,7 @@ def tell_trial(run: Path) -> None:
 
 
 BEGIN, JUDGE = "begin", "judge"
-Part = str | tuple[int, str]  # BEGIN, a seed's BACKBONE or arm, JUDGE; each needs those before it
+Part = str | tuple[int, str]  # BEGIN; a seed's BACKBONE or an arm of it; JUDGE. Each needs those before it.
 
 
 def run_part(
@@ -298,11 +311,13 @@ def _limit_train(options: Options, data: ImageData) -> ImageData:
             f"--limit-train {options.limit_train} has no effect on the {len(data.train)} training images of "
             f"{data.name}: choose fewer, or leave it out"
         )
+    if data.folds:
+        return replace(data, folds=tuple(_limit_train(options, fold) for fold in data.folds))
     return replace(data, train=data.train.limited(options.limit_train, options.split_seed))
 
 
-def _check_data(options: Options, data: ImageData, per_process: int) -> None:
-    """Refuse options that don't go with the data, and try the model on the data's shape."""
+def _check_data(options: Options, data: ImageData, per_process: int) -> nn.Module:
+    """Refuse options that don't go with the data, and try the model, which is returned, on the data's shape."""
     if options.in_chans < data.channels:
         raise InputError(f"--in-chans 1 needs grey images, and {data.name} has {data.channels} channels: leave it out")
     if options.batch_size > len(data.train):
@@ -316,3 +331,4 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
     check_forward(model, options, data, per_process)
+    return model

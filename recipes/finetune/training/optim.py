@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import timm.optim
+import torch
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -69,3 +70,12 @@ def _falls(losses: Sequence[float], patience: int) -> int:
         elif loss > best and epoch - best_epoch >= patience:
             falls += 1
     return falls
+
+
+def last_rate(options: Options) -> float:
+    """The learning rate of the backbone's last epoch, which the arms go on at."""
+    if not options.epochs:
+        return options.lr
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=options.lr)
+    create_schedule(options, optimizer, "backbone", options.epochs).step(options.epochs - 1)
+    return optimizer.param_groups[0]["lr"]

@@ -9,6 +9,7 @@ from ..files import read_json
 from ..options import BASELINE, Options
 from ..runs.layout import BACKBONE, CURVES, RESULT, WEIGHTS, stage_folder
 from .arms import Arm, arm_of
+from .optim import last_rate
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class Stage:
         arm: how it trains; the backbone does so as the baseline does.
         folder: where the stage keeps its files.
         keeps_best: whether it keeps its best epoch on validation, as arms do; else it hands its last one on.
+        fold: of cross-validation, which fold it tests.
         start: the weights it starts from; None: a new model, pretrained if the options say so.
     """
 
@@ -30,30 +32,34 @@ class Stage:
     lr: float
     folder: Path
     keeps_best: bool
+    fold: int | None = None
     start: Path | None = None
 
     @property
     def title(self) -> str:
-        return f"seed {self.seed} {self.folder.name}"
+        fold = "" if self.fold is None else f"fold {self.fold} "
+        return f"seed {self.seed} {fold}{self.folder.name}"
 
 
-def backbone_stage(options: Options, run: Path, seed: int) -> Stage:
-    folder, keeps_best = stage_folder(run, seed, BACKBONE), options.start_from == "kept"
-    return Stage("backbone", arm_of(BASELINE), seed, options.epochs, options.lr, folder, keeps_best)
+def backbone_stage(options: Options, run: Path, seed: int, fold: int | None = None) -> Stage:
+    folder, keeps_best = stage_folder(run, seed, BACKBONE, fold), options.start_from == "kept"
+    return Stage("backbone", arm_of(BASELINE), seed, options.epochs, options.lr, folder, keeps_best, fold)
 
 
-def arm_stage(options: Options, run: Path, seed: int, arm: str) -> Stage:
+def arm_stage(options: Options, run: Path, seed: int, arm: str, fold: int | None = None) -> Stage:
     """The stage of an arm, once its backbone is done."""
-    backbone = stage_folder(run, seed, BACKBONE)
-    lr = options.lr if options.inmerge_lr is None else options.inmerge_lr
-    if options.start_from == "kept" and options.inmerge_lr is None:
-        lr = _rate_of_kept_epoch(backbone)
-    folder = stage_folder(run, seed, arm)
-    return Stage("arm", arm_of(arm), seed, options.inmerge_epochs, lr, folder, True, backbone / WEIGHTS)
+    backbone, folder = (stage_folder(run, seed, name, fold) for name in (BACKBONE, arm))
+    if options.inmerge_lr is not None:
+        lr = options.inmerge_lr
+    elif options.start_from == "kept" or options.sched == "plateau":
+        lr = _rate_of_start(options, backbone)
+    else:
+        lr = last_rate(options)
+    return Stage("arm", arm_of(arm), seed, options.inmerge_epochs, lr, folder, True, fold, backbone / WEIGHTS)
 
 
-def _rate_of_kept_epoch(backbone: Path) -> float:
-    """The learning rate that the backbone had reached at the epoch that it kept; 0 if it diverged."""
+def _rate_of_start(options: Options, backbone: Path) -> float:
+    """The learning rate of the epoch of the backbone whose weights it handed on; --lr where there is no such epoch."""
     with (backbone / CURVES).open(newline="", encoding="utf-8") as file:
         rates = {int(row["epoch"]): float(row["lr"]) for row in csv.DictReader(file)}
-    return rates.get(read_json(backbone / RESULT).get("epoch"), 0.0)
+    return rates.get(read_json(backbone / RESULT).get("epoch"), options.lr)

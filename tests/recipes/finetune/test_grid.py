@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +25,25 @@ SMALL = ["--dataset", "digits", *QUICK, "--epochs", "1", "--inmerge-epochs", "1"
 Done = tuple[object, bool]
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    trial: Trial
+    part: Part
+
+
 class FakeRay:
     """Runs a task in this process when it is asked for, the newest one first."""
 
     def __init__(self, run: Callable[[Trial, Part], Done]) -> None:
         self.run, self.log = run, []
 
-    def wait(self, tasks: list[tuple[Trial, Part, int]], timeout: float) -> tuple[list[object], list[object]]:
-        beginning = [task for task in tasks if task[1] == BEGIN]
-        assert len(beginning) <= 1
+    def wait(self, tasks: list[Task], timeout: float) -> tuple[list[Task], list[Task]]:
+        assert [task.part for task in tasks].count(BEGIN) <= 1  # they may fetch the same data
         return tasks[-1:], tasks[:-1]
 
-    def get(self, task: tuple[Trial, Part, int]) -> Done:
-        trial, part, _ = task
-        self.log.append((trial.name, part))
-        return self.run(trial, part)
+    def get(self, task: Task) -> Done:
+        self.log.append((task.trial.name, task.part))
+        return self.run(task.trial, task.part)
 
 
 @pytest.fixture
@@ -52,7 +56,7 @@ def on_fake_ray(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FakeRay]:
             yield fake
 
         monkeypatch.setattr(grid, "_connected", connected)
-        monkeypatch.setattr(grid, "_submit", lambda ray, trial, part: (trial, part, len(fake.log)))
+        monkeypatch.setattr(grid, "_submit", lambda ray, trial, part: Task(trial, part))
         monkeypatch.setattr(grid, "_PAUSE", 0.0)
         return fake
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from finetune.options import Options
 from finetune.training.optim import create_schedule, follow_plateau
+from finetune.training.plan import arm_stage
 
 
 @pytest.mark.parametrize("milestones", [(1, 3), (3, 1), (2,)])
@@ -37,3 +41,18 @@ def test_plateau_falls_when_the_loss_has_not_improved_and_begins_with_a_fresh_op
         fresh.append(not optimizer.state)
     assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.001])
     assert fresh == [False, False, False, False, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0.01),
+        ({"sched": "multistep", "decay_milestones": (10, 15), "epochs": 20}, 1e-4),
+        ({"sched": "multistep", "decay_milestones": (10, 15), "epochs": 20, "inmerge_lr": 0.003}, 0.003),
+        ({"sched": "cosine", "epochs": 20}, 0.01 * (1 + math.cos(math.pi * 19 / 20)) / 2),
+        ({"sched": "multistep", "decay_milestones": (10,), "epochs": 0}, 0.01),
+    ],
+)
+def test_arms_go_on_at_the_rate_that_the_backbone_ends_with(settings: dict[str, object], expected: float) -> None:
+    stage = arm_stage(Options(**settings), Path("run"), 0, "inmerge")
+    assert stage.lr == pytest.approx(expected)
