@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.drawing import Indices, Pairs
 from inmerge_optim.merging import (
     COSINE_UNIT,
@@ -82,7 +83,7 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
         device, rows = layer.weight.device, _as_rows(layer)
         if rows is not None and device.type == "cpu":
             on_host[index] = rows
-        elif rows is not None and not layer.rule.needs_order and _triton_merge(device):
+        elif rows is not None and not layer.rule.needs_order and not layer.channels and _triton_merge(device):
             on_gpu.setdefault((device, layer.weight.dtype), {})[index] = rows
         else:
             tallies.on(device)[index] += merge_layer_(layer)
@@ -117,6 +118,8 @@ def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
         chosen = np.flatnonzero(accepted[span])
         if chosen.size:
             _blend_(layer, chosen)
+            for values in layer.channels:
+                _blend_(layer._replace(weight=values.view(-1, 1), donors=None), chosen)
             counts[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
 
 
@@ -231,7 +234,7 @@ def _triton_merge(device: torch.device) -> Callable[[Mapping[int, DrawnLayer], T
         warnings.warn(
             f"Triton can't run on {device} ({type(error).__name__}: {error}), so kernels are merged by torch's own "
             "operations, some thirty per layer; INMERGE_TRITON=0 in the environment chooses them without this warning",
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
         return None
     return merge_on_gpu_

@@ -12,6 +12,7 @@ from finetune.options import parse_options
 from finetune.reports.look import look_at
 from finetune.reports.own_images import own_sections
 from finetune.sources.imagefolder import OwnImagesOptions, check_own_images, find_own_images, load_own_images, name_of
+from finetune.trial import check_trial
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(options: OwnImagesOptions) -> None:
     check_own_images(options)
     if options.prepare_only:
+        check_trial(options)
         print(look_at(find_own_images(options, allow_missing=True), options.image_size))
         return
     run_on_engine(

@@ -6,15 +6,17 @@ from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..data.tasks import Predictions, Task
 from ..errors import InputError
-from ..files import check_links, read_json, read_yaml
+from ..files import check_links, read_json
 from ..judging.intervals import Bootstrap, bootstrap
 from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
+from .config import read_config
 from .layout import CONFIG, CURVES, DATA, FOLDS, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
 from .looks import read_looks
 from .results import read_predictions, read_whole_result
@@ -37,7 +39,7 @@ class FinishedRun:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        return read_yaml(self.folder / CONFIG)
+        return read_config(self.folder)
 
     @cached_property
     def versions(self) -> dict[str, Any]:
@@ -215,7 +217,16 @@ class FinishedRun:
         )
 
     def _predictions(self, part: str) -> dict[str, list[Predictions]]:
-        return {arm: [read_predictions(self.stage(seed, arm), part) for seed in self.seeds] for arm in self.arms}
+        """Of all arms and seeds on the same cases, as pairs are compared."""
+        found = {arm: [read_predictions(self.stage(seed, arm), part) for seed in self.seeds] for arm in self.arms}
+        first = found[self.arms[0]][0]
+        for arm, seed in product(self.arms, self.seeds):
+            other = found[arm][self.seeds.index(seed)]
+            if other.cases != first.cases or not np.array_equal(other.labels, first.labels):
+                raise InputError(
+                    f"{self.stage(seed, arm)} is damaged: its predictions of {part} are not on the cases of the others"
+                )
+        return found
 
     def _tables(self, stage: str, file: str) -> pd.DataFrame:
         tables = {seed: pd.read_csv(self.stage(seed, stage) / file) for seed in self.seeds}
