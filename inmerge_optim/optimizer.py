@@ -366,13 +366,21 @@ class InMergeOptimizer(Optimizer):
             )
         found = self._binding.weights(self.param_groups)
         self._binding.warn_of_absent_layers()
-        bound = []
-        for index, weight in found.items():
-            group = self.param_groups[self._binding.places[index].group]
+        groups, places = self.param_groups, self._binding.places
+        bound = [
+            _Bound(
+                index,
+                weight,
+                groups[places[index].group],
+                weight.grad is not None,
+                self._binding.channels(index, weight),
+            )
+            for index, weight in found.items()
+        ]
+        for group in _groups_of(bound).values():
             for name in _GROUP_SETTINGS:
                 if name in group:
                     check_setting(name, group[name])
-            bound.append(_Bound(index, weight, group, weight.grad is not None, self._binding.channels(index, weight)))
         return bound
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -396,18 +404,22 @@ class InMergeOptimizer(Optimizer):
             return
         listed = [self._binding.listed[layer.layer] for layer in bound]
         rng = _generator(self.seed, *key, *(layer.name for layer in listed))
-        probs = [layer.group.get("merge_prob", self.merge_prob) for layer in bound]
-        rules = [self._rule(layer.group) for layer in bound]
+        groups = _groups_of(bound)
+        probs = {owner: group.get("merge_prob", self.merge_prob) for owner, group in groups.items()}
+        rules = {owner: self._rule(group) for owner, group in groups.items()}
         sizes = [(layer.kernels, layer.groups) for layer in listed]
-        drawn = draw_layers(sizes, probs, rng, [rule.needs_order for rule in rules])
+        owners = [id(layer.group) for layer in bound]
+        drawn = draw_layers(
+            sizes, [probs[owner] for owner in owners], rng, [rules[owner].needs_order for owner in owners]
+        )
         updated = {layer.layer for layer in chosen}
         whole: dict[int, DrawnLayer] = {}
         sharded: dict[int, DrawnLayer] = {}
-        for layer, pairs, rule in zip(bound, drawn, rules, strict=True):
+        for layer, pairs, owner in zip(bound, drawn, owners, strict=True):
             if layer.layer in updated and pairs.picked.size:
                 kind = sharded if is_sharded(layer.weight) else whole
                 channels = tuple(values.detach() for values in layer.channels)
-                kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rule, channels=channels)
+                kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rules[owner], channels=channels)
         merge_layers_(whole, self._tallies)
         merge_sharded_layers_(sharded, self._tallies)
         for index, merged in (whole | sharded).items():
@@ -452,6 +464,11 @@ class InMergeOptimizer(Optimizer):
 def _generator(*key: int | str) -> np.random.Generator:
     """Return the generator of the random choices that belong to a key; other keys have others, without collisions."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(repr(key).encode()).digest(), "little"))
+
+
+def _groups_of(bound: list[_Bound]) -> dict[int, dict[str, Any]]:
+    """Return the param groups of some layers, by identity: they are few, and their settings are read once."""
+    return {id(layer.group): layer.group for layer in bound}
 
 
 def _is_updated(layer: _Bound) -> bool:

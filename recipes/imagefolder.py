@@ -7,12 +7,8 @@ accelerate launch recipes/imagefolder.py --data-dir my_images --model resnet18 -
 from functools import partial
 
 from finetune.errors import exit_on_input_error
-from finetune.grid import Trial, run_on_engine
 from finetune.options import parse_options
-from finetune.reports.look import look_at
-from finetune.reports.own_images import own_sections
-from finetune.sources.imagefolder import OwnImagesOptions, check_own_images, find_own_images, load_own_images, name_of
-from finetune.trial import check_trial
+from finetune.sources.options import OwnImagesOptions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +17,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: OwnImagesOptions) -> None:
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.grid import Trial, run_on_engine
+    from finetune.reports.look import look_at
+    from finetune.reports.own_images import own_sections
+    from finetune.sources.imagefolder import check_own_images, find_own_images, load_own_images, name_of
+    from finetune.trial import check_trial
+
     check_own_images(options)
     if options.prepare_only:
         check_trial(options)

@@ -7,10 +7,8 @@ accelerate launch recipes/medmnist2d.py --config recipes/configs/paper_medmnist.
 from functools import partial
 
 from finetune.errors import exit_on_input_error
-from finetune.grid import Trial, run_on_engine
 from finetune.options import parse_options
-from finetune.sources.named import check_dataset, load_dataset
-from finetune.sources.source import DatasetOptions
+from finetune.sources.options import DatasetOptions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,6 +17,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: DatasetOptions) -> None:
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.grid import Trial, run_on_engine
+    from finetune.sources.named import check_dataset, load_dataset
+
     check_dataset(options)
     run_on_engine(Trial(options, partial(load_dataset, options), f"{options.dataset}-{options.model}"))
 

@@ -16,7 +16,7 @@ from finetune.options import BASELINE, parse_options
 from finetune.runs.lock import RunHeld
 from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
-from finetune.sources.source import DatasetOptions
+from finetune.sources.options import DatasetOptions
 from finetune.trial import check_trial
 from finetune.zoo import (
     check_zoo,

@@ -16,7 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inmerge_optim import draw_pairs, merge_kernels_, similarity_profile
 from inmerge_optim.drawing import draw_layers
-from inmerge_optim.merging import COSINE_UNIT, DrawnLayer, accept_pairs, blend_rows, merge_layer_, pair_cosines
+from inmerge_optim.merging import (
+    COSINE_UNIT,
+    DrawnLayer,
+    accept_pairs,
+    blend_rows,
+    merge_layer_,
+    pair_cosines,
+    take_rows,
+    to_device,
+)
 from inmerge_optim.settings import CRITERIA, Rule, Threshold, parse_threshold
 
 pytestmark = pytest.mark.portable
@@ -183,6 +192,34 @@ def test_a_merge_reads_no_data_on_the_host():
             weight, settings = torch.empty(32, 8, 3, 3), PAPER | {"similarity_threshold": threshold}
             count = merge_kernels_(weight, **settings, criterion=criterion, rng=np.random.default_rng(0))
             assert count.shape == ()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_pairs_are_judged_on_the_device_of_the_weight(device, criterion):
+    with FakeTensorMode():
+        rows = take_rows(torch.empty(9, 2, 3, 3, device=device), torch.arange(6, device=device))
+        cosines, order = pair_cosines(rows, rows), torch.arange(6, device=device)
+        for threshold in (0.3, "q0.9"):
+            accepted = accept_pairs(cosines, 18, Rule(0.8, parse_threshold(threshold), criterion), 0.5, order)
+            assert (accepted.device.type, accepted.dtype) == (device, torch.bool)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)])
+def test_rows_are_as_precise_as_a_device_allows(device, dtype):
+    with FakeTensorMode():
+        rows = take_rows(torch.empty(9, 2, 3, device=device), torch.arange(4, device=device))
+    assert (rows.dtype, rows.shape) == (dtype, (4, 6))
+
+
+def test_indices_go_to_the_device_of_the_weight():
+    picked, order = to_device([np.array([1, 2]), np.array([3])], torch.device("meta"))
+    assert (picked.device.type, picked.dtype, picked.shape) == ("meta", torch.int64, (2,))
+    assert order.shape == (1,)
+    assert [part.tolist() for part in to_device([np.array([1, 2]), np.array([3])], torch.device("cpu"))] == [
+        [1, 2],
+        [3],
+    ]
 
 
 @pytest.mark.parametrize("length", [400, 1152])

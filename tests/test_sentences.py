@@ -74,9 +74,9 @@ REFUSALS = {
         "rng is 0, but it must be a NumPy generator: numpy.random.default_rng(0)",
     ),
     "groups": (
-        lambda: merge(torch.ones(4, 2), groups=3),
+        lambda: merge(torch.ones(4, 3), groups=3),
         ValueError,
-        "groups is 3, but it must divide the kernels of a weight of (4, 2)",
+        "groups is 3, but it must divide the kernels of a weight of (4, 3)",
     ),
     "no groups": (
         lambda: merge(torch.ones(4, 2), groups=0),

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import save
 
 from .errors import InputError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 PARTIAL = ".partial"
 GENERATOR = "inmerge_optim"  # what reports and pictures say that they were made by
@@ -204,8 +205,10 @@ def no_formula(text: str) -> str:
     return f"'{text}" if text.startswith(_FORMULAS) else text
 
 
-def write_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+def write_weights(path: Path, weights: "dict[str, torch.Tensor]") -> None:
     """A safetensors file without metadata, which timm loads."""
+    from safetensors.torch import save  # and torch, which the command lines don't wait for
+
     write_bytes(path, save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}))
 
 

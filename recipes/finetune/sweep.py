@@ -14,12 +14,12 @@ from .reports.chestxray14 import chestxray_sections
 from .reports.own_images import own_sections
 from .reports.sweep import best_on_validation
 from .runs.finished import FinishedRun
-from .sources.chestxray14 import ChestXrayOptions, check_chestxray14, load_chestxray14
-from .sources.imagefolder import OwnImagesOptions, check_own_images, load_own_images, name_of
+from .sources.chestxray14 import check_chestxray14, load_chestxray14
+from .sources.imagefolder import check_own_images, load_own_images, name_of
 from .sources.named import check_dataset, load_dataset
 from .sources.nih_labels import NAME as CHESTXRAY14
 from .sources.nih_tree import read_boxes
-from .sources.source import DatasetOptions
+from .sources.options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
 from .trial import AddSections
 
 IMAGEFOLDER = "imagefolder"

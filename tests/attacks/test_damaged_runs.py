@@ -168,17 +168,6 @@ def test_predictions_that_are_no_pair(
     assert "run" in attack("run", recipe=report.main, may_change="run")
 
 
-@pytest.mark.parametrize("file", ["looks.json", "sections.json"])
-@pytest.mark.usefixtures("no_pictures")
-def test_files_without_end(run: Path, file: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A hole of a terabyte takes no room on the disk, and all memory where it is read."""
-    with (run / file).open("ab") as content:
-        content.truncate(2**40)
-    with time_limit(), pytest.raises(SystemExit, match="2"):
-        report.main([str(run)])
-    assert "it has 1,099,511,627,776 bytes, more than 268,435,456" in sentence(capsys.readouterr().err)
-
-
 @pytest.mark.parametrize("key", [b"lr: ", b"seeds:", b"margin_chosen: f", b"a"])
 def test_settings_cut_where_they_still_are_yaml(attack: Callable[..., str], run: Path, key: bytes) -> None:
     content = (run / "config.yaml").read_bytes()

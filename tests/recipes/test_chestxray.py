@@ -12,6 +12,7 @@ import pytest
 from finetune.options import parse_options
 from finetune.runs.results import read_predictions
 from finetune.runs.sections import read_sections
+from finetune.sources.chestxray14 import load_chestxray14
 from finetune.sources.nih_labels import LABELS
 from sklearn.metrics import roc_auc_score
 from small_runs import run_recipe
@@ -67,6 +68,8 @@ def test_a_trial_names_patients_and_records_its_data(quick: list[object], tmp_pa
         check_aurocs(folder / f"seed_0/{arm}", "test", summary["arms"][arm]["auroc"]["values"][0])
     data = json.loads((folder / "data.json").read_text())
     assert data["label_file"] == "Data_Entry_2017.csv"
+    assert data["leaks"] == []
+    assert "pairs of images over the splits look alike" in data["near_twins"]
     assert (data["prepare_size"], data["image_size"], data["left_out"]) == (18, 16, {})
     assert {part: counts["images"] for part, counts in data["splits"].items()} == {"train": 34, "val": 6, "test": 20}
     assert json.loads((folder / "versions.json").read_text())["data"]["Data_Entry_2017.csv"] == data["sha256"]
@@ -200,7 +203,7 @@ def test_a_split_of_ones_own_takes_the_place_of_the_official_lists(
     rows = [f"{case},{parts[k // 2]}" for k, case in enumerate(cases) if k // 2 in parts]
     (tmp_path / "folds.csv").write_text("\n".join([",".join(columns), *rows]))
     arguments = [*map(str, quick), "--split-file", str(tmp_path / "folds.csv")]
-    data = chestxray.load_chestxray14(parse_options(chestxray.ChestXrayOptions, arguments))
+    data = load_chestxray14(parse_options(chestxray.ChestXrayOptions, arguments))
     found = {part: split.cases for part, split in data.splits.items()}
     assert found == {"train": [*cases[:4], *cases[58:]], "val": cases[4:6], "test": cases[6:8]}
     assert "folds.csv" in data.files

@@ -321,8 +321,9 @@ def test_planted_twins_and_a_patient_in_two_splits_are_named_and_refused(
         leaks = rows_of(folder / "leaks.csv")
         assert [row["kind"] for row in leaks] == ["image"] * 4 + ["patient"] * 2
         assert len({row["case"] for row in leaks}) == 6
-        images, *_ = read_sections(folder)
-        assert "1 of them with conflicting labels" in images.text
+        recorded = json.loads((folder / "data.json").read_text())
+        assert "1 of them with conflicting labels" in recorded["leaks"][0]
+        assert "pairs of images over the splits look alike" in recorded["near_twins"]
 
 
 def test_a_look_before_the_trial(leaky: list[object], run: Run, tmp_path: Path, capsys) -> None:
@@ -336,7 +337,7 @@ def test_a_look_before_the_trial(leaky: list[object], run: Run, tmp_path: Path, 
         "2 images of leaky lie in several splits",
         "1 patients of leaky lie in several splits",
         "A trial refuses them in test without --drop-twins or --allow-twins; leaks.csv has all.",
-        "2 pairs over the splits look alike",
+        "pairs of images over the splits look alike",
     ):
         assert words in told
     near = [(row["case"], row["other_case"], row["mirrored"]) for row in rows_of(prepared / "near_twins.csv")]

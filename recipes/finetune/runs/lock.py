@@ -135,7 +135,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _refusal(path, _read(descriptor)) from None
+        raise _refusal(path, _read_soon(descriptor)) from None
     except OSError as error:
         if error.errno in _WITHOUT_LOCKS:
             return False
@@ -173,6 +173,16 @@ def _read(descriptor: int) -> Holder | None:
         return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
     except (ValueError, TypeError, RecursionError):  # not written yet, or not by this module
         return None
+
+
+def _read_soon(descriptor: int) -> Holder | None:
+    """The holder, whose name follows the system's lock after a moment."""
+    for _ in range(100):
+        holder = _read(descriptor)
+        if holder:
+            return holder
+        time.sleep(0.01)
+    return None
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """ChestX-ray14 as a source: its options, their check, and loading."""
 
 import csv
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ..data.catalogue import PARTS, Catalogue
@@ -13,20 +13,8 @@ from ..errors import InputError
 from ..files import regular_file, sha256_of
 from .nih_hub import read_nih_hub
 from .nih_tree import read_nih_tree
-from .preparing import PreparedOptions, check_preparing
-
-
-@dataclass(kw_only=True)
-class ChestXrayOptions(PreparedOptions):
-    """Fine-tune a timm CNN on ChestX-ray14, with and without in-model merging, from the same backbone."""
-
-    val_fraction: float = 0.125
-    """Share of the patients of the official training list that are held out for validation."""
-    split_file: Path | None = None
-    """A CSV of one's own folds in place of the official lists: with the columns case and split, as imagefolder.py's
-    split.csv, or Image Index and fold, as nih_labels.csv of jrzech/reproduce-chexnet; each row train, val or test."""
-    hflip: float = 0.5
-    """Probability of a horizontal flip of a training image."""
+from .options import ChestXrayOptions
+from .preparing import check_preparing
 
 
 def check_chestxray14(options: ChestXrayOptions) -> None:

@@ -17,7 +17,7 @@ from finetune.grid import Failure, Trial, run_on_ray, run_or_fail
 from finetune.options import Options, parse_options
 from finetune.runs.lock import RunHeld, hold_run
 from finetune.sources.named import load_dataset
-from finetune.sources.source import DatasetOptions
+from finetune.sources.options import DatasetOptions
 from finetune.trial import BEGIN, JUDGE, Part, run_part
 from small_runs import QUICK, assert_same, run_recipe
 
