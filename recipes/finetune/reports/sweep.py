@@ -64,7 +64,7 @@ class Figures:
 
 def sweep_section(run: FinishedRun) -> Section | None:
     """The panels and the table; None for a trial whose arms are no points of a sweep."""
-    points = _points(run)
+    points = _points(run) if BASELINE in run.arms else []
     varied = [name for name in SETTINGS if len({str(point.values[name]) for point in points}) > 1]
     if len(points) < 2 or not varied or not any("@" in point.arm for point in points):
         return None
@@ -101,14 +101,14 @@ def best_on_validation(run: FinishedRun) -> str:
             values.append(score(run.task, found.labels, found.probabilities, thresholds)[metric] or 0.0)
         return sign * sum(values) / len(values)
 
-    return max(run.other_arms, key=mean)
+    return max(run.summary["differences"], key=mean)
 
 
 def _points(run: FinishedRun) -> list[Point]:
-    """Of the arms that merge by similarity, and by nothing else."""
+    """Of the arms that merge by similarity, and by nothing else, as far as they and the baseline came to an end."""
     options = SimpleNamespace(**run.options)
     points = []
-    for name in run.other_arms:
+    for name in run.summary["differences"]:
         arm = arm_of(name)
         if arm.criterion in ("similar", DISSIMILAR) and not arm.rounds:
             values = merge_settings(arm, options)
@@ -120,8 +120,10 @@ def _points(run: FinishedRun) -> list[Point]:
 
 
 def _pictures(run: FinishedRun, points: list[Point], varied: list[str]) -> list[tuple[str, str]]:
-    drawn = []
+    drawn: list[tuple[str, str]] = []
     metric = run.summary["rule"]["metric"]
+    if run.summary["arms"][BASELINE][metric]["mean"] is None:
+        return drawn
     classes = [name for name, found in run.summary["per_class"][BASELINE].items() if found["auroc"]["mean"] is not None]
     for letter, settings in _PANELS.items():
         columns = {name: _lines(points, name) for name in settings if name in varied}
@@ -218,7 +220,8 @@ def _panel(axes: Axes, setting: str, lines: dict[str, Line], figures: Figures, l
         xs = [places[str(point.values[setting])] + shift for point in line]
         axes.plot(xs, [figures.of(point.arm)["mean"] for point in line], label=label, markersize=5, **look)
         for x, point in zip(xs, line, strict=True):
-            values, difference = figures.of(point.arm)["values"], figures.difference(point.arm)
+            values = [value for value in figures.of(point.arm)["values"] if value is not None]
+            difference = figures.difference(point.arm)
             axes.plot([x] * len(values), values, ".", color=look["color"], alpha=0.6, markersize=5)
             if difference["low"] is not None:
                 ends = level + difference["low"], level + difference["high"]
