@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -34,6 +35,7 @@ from .trial import BEGIN, JUDGE, AddSections, Part, check_trial, run_part, run_t
 
 _RETRIES = 20  # of a task whose process or node died
 _PAUSE = 5.0  # seconds until a task is tried again whose stage is still held, by a process that is ending
+_KNOCK = 10.0  # seconds until a machine that doesn't answer is taken for out of reach
 _LOOK = 1.0  # seconds between two looks at the tasks
 
 
@@ -234,17 +236,15 @@ def _connected(options: Options) -> Iterator[Any]:
             f"--engine ray needs Ray, and it can't be imported ({first_line(error)}): pip install "
             '"inmerge_optim[cluster]"'
         ) from error
+    if options.ray_address not in (None, "auto"):
+        _check_address(options.ray_address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = {} if options.ray_address else {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **started)
     except Exception as error:  # Ray raises many kinds, of a wrong address and of one that doesn't answer
-        where = options.ray_address or "this machine"
-        raise InputError(
-            f"--engine ray can't reach a Ray at {where} ({first_line(error)}): start one by ray start --head, give its "
-            "address, or leave --ray-address out"
-        ) from error
+        raise _unreachable(options.ray_address or "this machine", error) from error
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
@@ -252,6 +252,24 @@ def _connected(options: Options) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Knock first: Ray itself takes minutes to find that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--ray-address {address} must be host:port, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(where: str, error: Exception) -> InputError:
+    return InputError(
+        f"--engine ray can't reach a Ray at {where} ({first_line(error)}): start one by ray start --head, give its "
+        "address, or leave --ray-address out"
+    )
 
 
 def _check_room(ray: Any, options: Options) -> None:
