@@ -33,7 +33,7 @@ from .reports.style import (
 from .runs.finished import FinishedRun, current_summary
 from .runs.layout import BACKBONE, CONFIG, SUMMARY, TIMING, WEIGHTS
 from .runs.sections import Section
-from .training.arms import ARMS, merge_settings
+from .training.arms import arm_of, merge_settings
 from .training.models import load_model
 
 TABLE, PAGE, PICTURE = "zoo.csv", "zoo.md", "zoo.png"
@@ -80,9 +80,9 @@ def count_expected_merges(run: FinishedRun, options: Options, data: ImageData) -
         for arm in run.merging_arms:
             if arm not in run.results[seed]:
                 continue
-            if ARMS[arm].criterion == "dissimilar":
+            if arm_of(arm).criterion == "dissimilar":
                 continue
-            shares = _expected_shares(model, merge_settings(ARMS[arm], options))
+            shares = _expected_shares(model, merge_settings(arm_of(arm), options))
             layers = expected.setdefault(arm, {})
             for layer, count in run.results[seed][arm]["merges"].items():
                 layers[layer] = layers.get(layer, 0.0) + count["drawn"] * shares.get(layer, 0.0)

@@ -161,17 +161,21 @@ def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Tab
     return ("case", "patient", "labels", column), rows
 
 
-def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
-    """Where a split file says that each image belongs, text (N,), empty for what it leaves out or doesn't name."""
+def read_split(path: Path, catalogue: Catalogue, column: str, case: str = "case") -> np.ndarray:
+    """Where a split file says that each image belongs, text (N,), empty for what it leaves out or doesn't name.
+
+    Args:
+        column, case: its columns of parts or folds, and of the images' names.
+    """
     try:
         if not regular_file(path):
             raise OSError("it is no file, or not there")
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            lacking = {"case", column}.difference(reader.fieldnames or ())
+            lacking = {case, column}.difference(reader.fieldnames or ())
             if lacking:
                 raise InputError(f"--split-file {path} has no column {min(lacking)}: give the {SPLIT_FILE} of a run")
-            given = {row["case"]: row[column] for row in reader}
+            given = {row[case]: row[column] for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"--split-file {path} can't be read ({first_line(error)}): give the {SPLIT_FILE} of a run"
@@ -184,3 +188,12 @@ def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
             f"{min(unknown)}: give the split of these images"
         )
     return np.array([given.get(in_file[case]) or LEFT_OUT for case in catalogue.cases])
+
+
+def given_split(path: Path, catalogue: Catalogue, column: str = SPLIT, case: str = "case") -> Catalogue:
+    """The catalogue in the split of a file; what that leaves out belongs to no part."""
+    split = read_split(path, catalogue, column, case)
+    unknown = set(split.tolist()) - {*PARTS, LEFT_OUT}
+    if unknown:
+        raise InputError(f"--split-file {path} has the split {str(min(unknown))!r}: expected {', '.join(PARTS)}")
+    return replace(catalogue, split=split)

@@ -115,9 +115,14 @@ def difference_legend(figure: Figure) -> None:
 def looks(run: FinishedRun, marker: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """How each arm's lines look; of more than six arms those that share a colour differ by style and marker."""
     for place, arm in enumerate(run.arms):
-        colour, other = place % len(_COLOURS), (place + place // len(_COLOURS)) % len(_STYLES)
-        look: dict[str, Any] = {"color": _COLOURS[colour], "linestyle": _STYLES[other], "linewidth": 1.8}
-        yield arm, look | ({"marker": _MARKERS[other]} if marker else {})
+        yield arm, line_look(place, marker)
+
+
+def line_look(place: int, marker: bool = False) -> dict[str, Any]:
+    """How the line of that number looks."""
+    colour, other = place % len(_COLOURS), (place + place // len(_COLOURS)) % len(_STYLES)
+    look: dict[str, Any] = {"color": _COLOURS[colour], "linestyle": _STYLES[other], "linewidth": 1.8}
+    return look | ({"marker": _MARKERS[other]} if marker else {})
 
 
 def text_colour(share: float) -> str:

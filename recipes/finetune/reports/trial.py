@@ -12,6 +12,7 @@ from ..runs.finished import FinishedRun
 from ..runs.sections import Section
 from .figures import pictures
 from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
+from .sweep import sweep_section
 from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text
 
 _NOT_SETTINGS = {
@@ -25,6 +26,10 @@ _NOT_SETTINGS = {
     "allow_other_versions",
     "prepared_dir",
     "prepare_workers",
+    "engine",
+    "ray_address",
+    "cpus_per_task",
+    "gpus_per_task",
 }
 
 
@@ -73,12 +78,13 @@ def _trial(run: FinishedRun) -> Section:
         if options["pretrained"]
         else "random weights"
     )
-    kept_by = "best validation AUROC"
+    kept_by = "lowest validation loss" if options.get("keep_by") == "loss" else "best validation AUROC"
     if run.arms and not has_auroc(run.task, run.validation[run.arms[0]][0].labels):
         kept_by = "lowest validation log loss (validation has a single class, which leaves AUROC undefined)"
     text = (
         f"For {seeds}, a backbone stage of {options['epochs']} epochs from {start}, then each arm for "
-        f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
+        f"{options['inmerge_epochs']} epochs from the backbone's {options.get('start_from', 'last')} weights, on the "
+        "same data in the same order. In "
         f"each arm the epoch with the {kept_by} is kept and scored on test; the last epoch stands beside it."
     )
     if run.folds:
@@ -231,6 +237,7 @@ def _learning_curves(run: FinishedRun) -> Section | None:
 # In the order of the report; the recipe's own and the settings follow them. None: there is nothing to tell.
 SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _verdict,
+    sweep_section,
     _trial,
     _leaks,
     _arms,

@@ -43,6 +43,7 @@ _MAY_DIFFER |= {
     "allow_other_versions",
 }
 _MAY_DIFFER |= {MARGIN_CHOSEN}
+_MAY_DIFFER |= {"engine", "ray_address", "cpus_per_task", "gpus_per_task"}  # threads are compared by themselves
 _MAY_GROW = ("seeds", "arms")
 
 

@@ -26,14 +26,7 @@ def watched_peers() -> Iterator[None]:
     if processes == 1 or "MASTER_ADDR" not in os.environ:
         yield
         return
-    # A connection of its own: the process group's waits for the others with its lock held.
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=SILENCE),
-    )
+    store = _store()
     ended = threading.Event()
     seen = [time.monotonic()] * processes
     rank = int(os.environ["RANK"])
@@ -44,6 +37,36 @@ def watched_peers() -> Iterator[None]:
         yield
     finally:
         ended.set()
+
+
+def _store() -> dist.TCPStore:
+    """The launch's, by a connection of its own: the process group's waits for the others with its lock held."""
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=SILENCE),
+    )
+
+
+def failed_alike(what: str, sentence: str) -> bool:
+    """Whether the other processes of the launch tell of the same failure, within SILENCE; True where there are none.
+
+    Then all of them can go on. Else the others wait for this one in an exchange, which can't be interrupted.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1 or "MASTER_ADDR" not in os.environ:
+        return True
+    key = f"inmerge_optim/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{what}"
+    try:
+        store = _store()
+        store.set(f"{key}/{os.environ['RANK']}", sentence)
+        keys = [f"{key}/{rank}" for rank in range(processes)]
+        store.wait(keys, timedelta(seconds=SILENCE))
+        return {store.get(name).decode() for name in keys} == {sentence}
+    except RuntimeError:  # some have told of nothing in time
+        return False
 
 
 def _exchange(store: dist.TCPStore, rank: int, seen: list[float], ended: threading.Event) -> None:
