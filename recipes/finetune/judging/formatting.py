@@ -12,6 +12,11 @@ def number(value: float, form: str) -> str:
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
+def percent(share: float, places: int = 0) -> str:
+    """A share, as "95 %"."""
+    return f"{100 * share:.{places}f} %"
+
+
 def bounds(low: float, high: float, apart: tuple[float, ...] = (0.0,)) -> str:
     """An interval, as "[0.001, 0.023]".
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.tasks import Predictions, Task
 from ..options import BASELINE, MARGIN
+from .formatting import percent
 from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
 from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
@@ -131,7 +132,7 @@ def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
 
 def _intervals(seeds: list[int], bootstrap: Bootstrap | None) -> dict[str, str | None]:
     """What the intervals of a difference are, in words."""
-    level = f"{LEVEL:.0%}".replace("%", " %")
+    level = percent(LEVEL)
     cases = f"{bootstrap.units:,} test {bootstrap.unit}" if bootstrap else "the test cases"
     both = f"{level} interval over seeds and {cases} (Obuchowski and Rockette)"
     over_seeds = f"{level} paired t interval over {len(seeds)} seeds: training noise, given this test set"
