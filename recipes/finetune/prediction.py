@@ -70,6 +70,8 @@ class Kept:
 
 def kept_model(run: FinishedRun, seed: int | None, arm: str | None) -> Kept:
     """The model of a seed, by default the first, and an arm, by default the only one beside the baseline."""
+    if run.folds:
+        raise InputError(f"{run.folder} is cross-validated, and has a model for each fold but none of all: train one")
     if seed is None:
         seed = run.seeds[0]
     if arm is None:

@@ -107,6 +107,8 @@ class ImageData:
         description: what the run folder records of the data beside the checksums.
         tables: CSV files that the run folder keeps of the data: per name a header and rows.
         own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
+        folds: of cross-validation, the data of each fold; train, val and test of the whole then hold all cases, in the
+            order in which the folds test them.
         form: how an image file becomes what the splits hold; None: it is squashed into their square.
     """
 
@@ -120,10 +122,14 @@ class ImageData:
     description: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
+    folds: tuple["ImageData", ...] = ()
     form: Form | None = None
 
     @property
     def splits(self) -> dict[str, Split]:
+        """By their names; none is to share an image or a patient with another. Of cross-validation what folds test."""
+        if self.folds:
+            return {f"fold {number}": fold.test for number, fold in enumerate(self.folds)}
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property

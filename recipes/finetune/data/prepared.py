@@ -174,7 +174,7 @@ def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, imag
     """The parts of a catalogue with their prepared images."""
     check_parts(catalogue)
     rows = {part: catalogue.rows(part) for part in PARTS}
-    splits = {part: _split(catalogue, images, found) for part, found in rows.items()}
+    splits = {part: split_of(catalogue, images, found) for part, found in rows.items()}
     return ImageData(
         catalogue.name,
         catalogue.task,
@@ -201,7 +201,8 @@ def check_parts(catalogue: Catalogue) -> None:
             raise InputError(f"{catalogue.name} has no image in its {part} split: all of {', '.join(PARTS)} are needed")
 
 
-def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Split:
+def split_of(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Split:
+    """Some images of a catalogue, int64 (n,), with all that it says of them."""
     return Split(
         images=images.select(rows),
         labels=catalogue.labels[rows],

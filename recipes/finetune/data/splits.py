@@ -19,7 +19,7 @@ from .images import Table
 from .tasks import label_counts, labels_text
 
 SPLIT_FILE, SPLIT, FOLD = "split.csv", "split", "fold"
-_FEW = 10  # of a class in a part, below which it is told
+FEW = 10  # of a class in a part, below which it is told
 _LARGEST_DENOMINATOR = 10
 
 
@@ -140,7 +140,7 @@ def check_classes(catalogue: Catalogue) -> list[str]:
         lacking = [part for part in PARTS if not counts[part][name]]
         if lacking:
             sentences.append(f"{name} has no image in {' and '.join(lacking)}, where its figures are not defined")
-        elif min(train, val, test) < _FEW:
+        elif min(train, val, test) < FEW:
             sentences.append(f"{name} has few images: {train:,} in train, {val:,} in val, {test:,} in test")
     return sentences
 

@@ -17,6 +17,11 @@ def percent(share: float, places: int = 0) -> str:
     return f"{100 * share:.{places}f} %"
 
 
+def epoch_text(epoch: int | list[int]) -> str:
+    """The epoch that was kept, or of cross-validation that of each fold, as 3/5/4."""
+    return "/".join(map(str, epoch)) if isinstance(epoch, list) else str(epoch)
+
+
 def bounds(low: float, high: float, apart: tuple[float, ...] = (0.0,)) -> str:
     """An interval, as "[0.001, 0.023]".
 

@@ -5,6 +5,7 @@ from typing import Any
 import timm
 
 from ..files import write_text
+from ..judging.formatting import epoch_text
 from ..judging.metrics import operating_points, title_of
 from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, WEIGHTS
@@ -32,13 +33,13 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "run": run,
         "arm": arm,
         "seed": seed,
-        "weights": WEIGHTS,
+        "weights": f"../fold_0/{arm}/{WEIGHTS}" if run.folds else WEIGHTS,
         "fixed_size": f", img_size={recorded['image_size']}" if recorded and config and config.fixed_input_size else "",
         "preparing": preparing_lines(recorded) if recorded else None,
         "prepared": _prepared_text(recorded) if recorded else None,
         **{name: [sum(values) / len(values)] if one and values else values for name, values in statistics.items()},
         "thresholds": _thresholds_text(run, arm, place),
-        "epoch": run.summary["epochs"][arm][place],
+        "epoch": epoch_text(run.summary["epochs"][arm][place]),
         "rates": _rates_text(run, seed, arm),
         "scores": [
             (title_of(metric), number_text(figure["values"][place]), mean_text(figure))

@@ -70,7 +70,7 @@ def _counts(data: ImageData) -> list[str]:
     if data.train.patients is not None:
         rows |= {"patients": [found["patients"] for found in counts]}
     width = max(map(len, rows))
-    return [" ".join([" " * width, *(f"{part:>9}" for part in PARTS)])] + [
+    return [" ".join([" " * width, *(f"{part:>9}" for part in data.counts)])] + [
         " ".join([f"{name:<{width}}", *(f"{number:>9,}" for number in numbers)]) for name, numbers in rows.items()
     ]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
+from ..judging.formatting import epoch_text
 from ..judging.metrics import has_auroc, title_of
 from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
@@ -91,6 +92,13 @@ def _trial(run: FinishedRun) -> Section:
         f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
         f"each arm the epoch with the {kept_by} is kept and scored on test; the last epoch stands beside it."
     )
+    if run.folds:
+        text += (
+            f" This is done {run.folds} times, with other models each time: one fold is tested, the next chooses the "
+            "epoch, and the others are trained on. The folds are the same for every seed. What the models predicted on "
+            "the folds they were tested on is scored together, so that each seed scores every case; intervals and "
+            "verdicts take this parting of the cases as given."
+        )
     if options["recalibrate_bn"]:
         text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."
     else:
@@ -123,7 +131,7 @@ def _arms(run: FinishedRun) -> Section:
     absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
-    epochs = [", ".join(map(str, run.summary["epochs"][arm])) for arm in run.arms]
+    epochs = [", ".join(map(epoch_text, run.summary["epochs"][arm])) for arm in run.arms]
     rows = [["epoch kept", *epochs], *_rows_by_metric(run, run.summary)]
     return Section("The arms", text, ("", *run.arms), rows, pictures(run, "differences"))
 
