@@ -117,7 +117,7 @@ def test_html_stands_by_itself_and_says_what_the_markdown_says(run: Path) -> Non
     page = Page((run / "report.html").read_text())
     markdown = (run / "report.md").read_text()
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         assert picture["src"].startswith("data:image/png;base64,")
         assert picture["alt"]

@@ -11,13 +11,13 @@ UNKNOWN = "not known to this run"
 
 
 def checklist_section(run: FinishedRun) -> Section:
-    """A row per item: its numbers in both checklists, and what the run knows of it."""
-    rows = [[name, claim, tripod, (found(run) if found else None) or UNKNOWN] for name, claim, tripod, found in _ITEMS]
+    """A row per item: which checklist asks for it, and what the run knows of it."""
+    rows = [[name, asked, (found(run) if found else None) or UNKNOWN] for name, asked, found in _ITEMS]
     text = (
-        "Items of CLAIM (2024 update) and of TRIPOD+AI (2024) that a run may answer, in our words, by their numbers "
-        "there. The other items are about the article. What a run doesn't know, no default stands for."
+        "Items of the checklists CLAIM (2024 update) and TRIPOD+AI (2024) that are about data, models and figures, in "
+        "our words. The others are about the article. What is not known to this run is for whoever writes it."
     )
-    return Section("Checklist", text, ("item", "CLAIM", "TRIPOD+AI", "this run"), rows)
+    return Section("Checklist", text, ("item", "asked for by", "this run"), rows)
 
 
 def _preprocessing(run: FinishedRun) -> str | None:
@@ -47,8 +47,13 @@ def _partition(run: FinishedRun) -> str:
 
 
 def _disjoint(run: FinishedRun) -> str | None:
+    if "preprocessing" not in run.description:  # an older version has not looked
+        return None
+    leaks = run.description.get("leaks")
     patients = run.predictions[BASELINE][0].patients is not None
-    return "patients are known; see the trial on what lies in several splits" if patients else None
+    return (
+        "; ".join(leaks) if leaks else f"identical images{' and patients' if patients else ''}; looked for, none found"
+    )
 
 
 def _sizes(run: FinishedRun) -> str | None:
@@ -85,44 +90,40 @@ def _explanation(run: FinishedRun) -> str | None:
     return "Grad-CAM, see Localisation" if done else None
 
 
-_Item = tuple[str, str, str, Callable[[FinishedRun], str | None] | None]
+_BOTH = "CLAIM, TRIPOD+AI"
+_Item = tuple[str, str, Callable[[FinishedRun], str | None] | None]
 _ITEMS: list[_Item] = [
-    ("prospective or retrospective", "5", "5", None),
-    ("data sources", "7", "5", _data),
-    ("who was included", "8", "6", None),
-    ("preprocessing", "9", "7", _preprocessing),
-    ("de-identification", "11", "", None),
-    ("missing data", "12", "11", _lacking),
-    ("acquisition of the images", "13", "9", None),
-    ("reference standard and who set it", "14 to 18", "8", None),
-    ("how splits were made", "19", "12", _partition),
-    ("what the splits don't share", "20", "12", _disjoint),
-    ("sample size and why", "21", "10", _sizes),
-    ("model", "22", "22", _model),
-    ("software", "23", "18", _software),
-    ("initialisation", "24", "12", lambda run: origin_text(run)),
-    ("training", "25", "12", _training),
-    ("selection of the final model", "26", "12", lambda run: "the epoch that is best on validation, per seed and arm"),
-    ("ensembling", "27", "12", lambda run: "none"),
-    ("class imbalance", "", "13", _imbalance),
-    ("metrics", "28", "12", lambda run: f"see The arms; primary: {run.rule.metric}, fixed before the run"),
-    (
-        "uncertainty",
-        "29, 37",
-        "23",
-        lambda run: "intervals over seeds and test cases, see Verdict",
-    ),
-    ("robustness", "30", "12", None),
-    ("explanations", "31", "", _explanation),
-    ("fairness", "36", "14", _subgroups),
-    ("external test", "33", "12", None),
-    ("registration and protocol", "34, 42", "18", None),
-    ("ethics", "", "17", None),
-    ("patients per split", "35", "20", lambda run: "see The trial"),
-    ("demographics per split", "36", "20", None),
-    ("diagnostic performance", "38", "23", lambda run: "see Sensitivity and specificity"),
-    ("calibration", "37", "23", lambda run: "see Calibration"),
-    ("failures", "39", "", None),
-    ("code", "43", "18", lambda run: f"inmerge_optim {run.versions['packages'].get('inmerge_optim', '')}".strip()),
-    ("funding", "44", "18", None),
+    ("prospective or retrospective", _BOTH, None),
+    ("data sources", _BOTH, _data),
+    ("who was included", _BOTH, None),
+    ("preprocessing", _BOTH, _preprocessing),
+    ("de-identification", "CLAIM", None),
+    ("missing data", _BOTH, _lacking),
+    ("acquisition of the images", _BOTH, None),
+    ("reference standard and who set it", _BOTH, None),
+    ("how splits were made", _BOTH, _partition),
+    ("what the splits don't share", _BOTH, _disjoint),
+    ("sample size", _BOTH, _sizes),
+    ("model", _BOTH, _model),
+    ("software", _BOTH, _software),
+    ("initialisation", _BOTH, lambda run: origin_text(run)),
+    ("training", _BOTH, _training),
+    ("selection of the final model", _BOTH, lambda run: "the epoch that is best on validation, per seed and arm"),
+    ("ensembling", _BOTH, lambda run: "none"),
+    ("class imbalance", "TRIPOD+AI", _imbalance),
+    ("metrics", _BOTH, lambda run: f"see The arms; primary: {run.rule.metric}, fixed before the run"),
+    ("uncertainty", _BOTH, lambda run: "intervals over seeds and test cases, see Verdict"),
+    ("robustness", _BOTH, None),
+    ("explanations", "CLAIM", _explanation),
+    ("fairness", _BOTH, _subgroups),
+    ("external test", _BOTH, None),
+    ("registration and protocol", _BOTH, None),
+    ("ethics", "TRIPOD+AI", None),
+    ("patients per split", _BOTH, lambda run: "see The trial"),
+    ("demographics per split", _BOTH, None),
+    ("diagnostic performance", _BOTH, lambda run: "see Sensitivity and specificity"),
+    ("calibration", _BOTH, lambda run: "see Calibration"),
+    ("failures", "CLAIM", None),
+    ("code", _BOTH, lambda run: f"inmerge_optim {run.versions['packages'].get('inmerge_optim', '')}".strip()),
+    ("funding", _BOTH, None),
 ]

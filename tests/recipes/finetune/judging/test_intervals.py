@@ -108,7 +108,7 @@ def test_bootstrap_of_a_class_is_scikit_learns_auroc_on_each_redrawn_test_set(mo
     of_patient = np.stack([labels[np.array(patients) == name].sum(axis=0) for name in names])
     images = np.array([patients.count(name) for name in names])
     held = (every @ of_patient > 0) & (every @ (images[:, None] - of_patient) > 0)
-    assert 0.1 < held[:, 1].mean() < 0.9
+    assert not held[:resamples, 1].all()
     draws = every[held.all(axis=1)][:resamples]
     expected = {arm: np.full((2, resamples), np.nan) for arm in arms}
     for resample, draw in enumerate(draws):
