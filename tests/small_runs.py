@@ -14,11 +14,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from finetune.data.images import ImageData
-from finetune.files import write_json
 from finetune.judging.metrics import score
 from finetune.options import Options
-from finetune.runs.layout import RESULT, stage_folder
-from finetune.runs.results import write_predictions
+from finetune.runs.layout import stage_folder
+from finetune.runs.results import write_predictions, write_result
 from finetune.runs.settings import write_settings
 
 QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2"]
@@ -57,7 +56,8 @@ def make_run(
             for part in ("val", "test"):
                 write_predictions(stage, part, data.task, data.splits[part], values)
             scores = {"test": score(data.task, data.test.labels, values)}
-            write_json(stage / RESULT, {"epoch": 1, "kept": scores, "last": scores, "merges": {}})
+            result = {"epoch": 1, "kept": scores, "last": scores, "merges": {}}
+            write_result(stage, {"predicted": torch.from_numpy(np.array(values))}, result)
     return folder
 
 

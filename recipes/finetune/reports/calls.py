@@ -10,8 +10,10 @@ from ..runs.sections import Section
 from .style import number_text
 
 
-def calls_section(run: FinishedRun) -> Section:
+def calls_section(run: FinishedRun) -> Section | None:
     """A row per class and arm: the threshold chosen on validation, sensitivity and specificity on test."""
+    if not run.arms:
+        return None
     several = run.task.kind in ("multi-class", "ordinal")
     by_arm = {arm: operating(run.task, run.validation[arm], run.predictions[arm]) for arm in run.arms}
     rows = []
@@ -34,8 +36,10 @@ def calls_section(run: FinishedRun) -> Section:
     return Section("Sensitivity and specificity", text, header, rows)
 
 
-def calibration_section(run: FinishedRun) -> Section:
+def calibration_section(run: FinishedRun) -> Section | None:
     """A row per class and arm: calibration slope and intercept, each a mean over seeds."""
+    if not run.arms:
+        return None
     rows = []
     for k, positive in positives(run.task, run.predictions[run.arms[0]][0].labels).items():
         for arm in run.arms:

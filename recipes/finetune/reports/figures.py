@@ -42,10 +42,11 @@ def _primary_difference(run: FinishedRun) -> Figure | None:
     verdicts = run.summary["verdicts"]
     rows = []
     for found in verdicts:
-        if found["mean"] is not None:
+        difference = judged_difference(run.summary, found)
+        if difference is not None and found["mean"] is not None:
             judged = {"low": found["low"], "high": found["high"]}
             name = found["arm"] if found["reference"] == BASELINE else f"{found['arm']} -\n{found['reference']}"
-            rows.append((name, judged_difference(run.summary, found) | judged))
+            rows.append((name, difference | judged))
     if not rows:
         return None
     rule = run.summary["rule"]
@@ -102,7 +103,7 @@ def at_ceiling(run: FinishedRun) -> list[str]:
     by_arm = run.summary["per_class"]
     return [
         name
-        for name in by_arm[BASELINE]
+        for name in by_arm[run.arms[0]]
         if all((found := by_arm[arm][name]["auroc"]["mean"]) is not None and found >= CEILING for arm in run.arms)
     ]
 

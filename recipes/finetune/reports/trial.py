@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.twins import LEAK_FILE
 from ..files import read_json
-from ..judging.formatting import epoch_text
 from ..judging.metrics import has_auroc, title_of
-from ..judging.summary import left_out, positive_class, total_merges
+from ..judging.summary import left_out, metric_in_words, metrics_of, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.layout import BACKBONE, TIMING
@@ -15,7 +15,7 @@ from ..runs.sections import Section
 from .calls import calibration_section, calls_section
 from .figures import CEILING, at_ceiling, pictures
 from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
-from .verdicts import RULE, judged_difference, looks_text, margin_text, origin_text, plain_sentence
+from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text, origin_text, plain_sentence
 
 TIMES = "Time per stage"  # the one section that differs when a run is repeated
 
@@ -49,7 +49,7 @@ def _answer(run: FinishedRun) -> Section:
 
 def _verdict(run: FinishedRun) -> Section:
     summary, verdicts = run.summary, run.summary["verdicts"]
-    metric = _title(run, summary["rule"]["metric"])
+    metric = metric_in_words(summary)
     sentences = [f"{found['sentence']}." for found in verdicts]
     kinds = [f"{words[0].upper()}{words[1:]}." for words in summary["intervals"].values() if words]
     notes = [RULE, margin_text(summary), looks_text(summary), " ".join(kinds)]
@@ -58,8 +58,10 @@ def _verdict(run: FinishedRun) -> Section:
         "smallest difference seen",
     )
     rows = []
-    for found in (found for found in verdicts if found["outcome"] != "diverged"):
+    for found in verdicts:
         difference = judged_difference(summary, found)
+        if difference is None:
+            continue
         rows.append(
             [
                 f"{found['arm']} - {found['reference']}",
@@ -83,9 +85,8 @@ def _verdict(run: FinishedRun) -> Section:
 def _trial(run: FinishedRun) -> Section:
     options, description = run.options, run.description
     seeds = f"{len(run.seeds)} seeds" if len(run.seeds) > 1 else "one seed"
-    val_labels = run.validation[BASELINE][0].labels
     kept_by = "best validation AUROC"
-    if not has_auroc(run.task, val_labels):
+    if run.arms and not has_auroc(run.task, run.validation[run.arms[0]][0].labels):
         kept_by = "lowest validation log loss (validation has a single class, which leaves AUROC undefined)"
     text = (
         f"For {seeds}, a backbone stage of {options['epochs']} epochs from {origin_text(run)}, then each arm for "
@@ -124,19 +125,36 @@ def _split_table(splits: dict[str, dict[str, Any]]) -> tuple[Sequence[str], list
     return (("", *splits), rows) if splits else ((), [])
 
 
-def _arms(run: FinishedRun) -> Section:
+def _leaks(run: FinishedRun) -> Section | None:
+    """What the splits share; runs that began before this was looked for in every data set say nothing."""
+    description = run.description
+    if "near_twins" not in description:
+        return None
+    none = "No image lies in two splits by its pixels, and no patient does where patients are known"
+    found = [*description["leaks"], f"{LEAK_FILE} has all of them"] if description["leaks"] else [none]
+    sentences = [*found, description["near_twins"]]
+    return Section("Images in several splits", "\n\n".join(f"{sentence}." for sentence in sentences))
+
+
+def _arms(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     text = f"On test, at the epoch kept; {_over_seeds(run)}."
-    if positive := positive_class(run.summary):
+    if run.summary["diverged"]:
+        text += " An arm that diverged in some seeds has its means over the others: compare by the differences."
+    if positive := run.summary["positive"]:
         text += f" AUPRC, F1 and ECE are of the positive class, {positive}."
     absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
-    epochs = [", ".join(map(epoch_text, run.summary["epochs"][arm])) for arm in run.arms]
-    rows = [["epoch kept", *epochs], *_rows_by_metric(run, run.summary)]
+    epochs = ["epoch kept", *(epochs_text(run.summary, arm) for arm in run.arms)]
+    rows = [epochs, *_rows_by_metric(run, run.summary)]
     return Section("The arms", text, ("", *run.arms), rows, pictures(run, "differences"))
 
 
-def _last(run: FinishedRun) -> Section:
+def _last(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     text = f"The same, had no epoch been chosen; {_over_seeds(run)}."
     return Section("The last epoch", text, ("", *run.arms), _rows_by_metric(run, run.summary["last"]))
 
@@ -148,7 +166,7 @@ def _over_seeds(run: FinishedRun) -> str:
 def _rows_by_metric(run: FinishedRun, figures: dict[str, Any]) -> list[list[str | None]]:
     """Per metric a row of all arms, and one of what they are from the baseline."""
     rows = []
-    for metric in figures["arms"][BASELINE]:
+    for metric in metrics_of(run.summary):
         rows.append([_title(run, metric), *(mean_text(figures["arms"][arm][metric]) for arm in run.arms)])
         if run.other_arms:
             apart = {arm: found[metric]["mean"] for arm, found in figures["differences"].items()}
@@ -156,20 +174,22 @@ def _rows_by_metric(run: FinishedRun, figures: dict[str, Any]) -> list[list[str 
     return rows
 
 
-def _intervals(run: FinishedRun) -> Section:
+def _intervals(run: FinishedRun) -> Section | None:
     """A row per metric, with each arm's mean and its interval over test cases."""
+    if not run.arms:
+        return None
     figures = run.summary["arms"]
     rows = [
         [_title(run, metric), *(_with_interval(figures[arm][metric]) for arm in run.arms)]
-        for metric in figures[BASELINE]
-        if figures[BASELINE][metric].get("bootstrap_low") is not None
+        for metric in metrics_of(run.summary)
+        if figures[run.arms[0]][metric].get("bootstrap_low") is not None
     ]
     over = run.summary["intervals"]["bootstrap_low, bootstrap_high"]
     return Section("Intervals of each arm", f"Of the epochs kept, on test: the {over}.", ("metric", *run.arms), rows)
 
 
 def _with_interval(figure: dict[str, Any]) -> str | None:
-    found = range_text(figure["bootstrap_low"], figure["bootstrap_high"])
+    found = range_text(figure.get("bootstrap_low"), figure.get("bootstrap_high"))
     return number_text(figure["mean"]) if found is None else f"{number_text(figure['mean'])} {found}"
 
 
@@ -177,11 +197,13 @@ def _title(run: FinishedRun, metric: str) -> str:
     return "weighted kappa (quadratic)" if metric == "kappa" and run.task.kind == "ordinal" else title_of(metric)
 
 
-def _per_class(run: FinishedRun) -> Section:
+def _per_class(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     figures = run.summary["per_class"]
     rows = []
-    for name in figures[BASELINE]:
-        for metric in figures[BASELINE][name]:
+    for name, metrics in figures[run.arms[0]].items():
+        for metric in metrics:
             rows.append([name, title_of(metric), *(mean_text(figures[arm][name][metric]) for arm in run.arms)])
             if metric == "auroc" and run.other_arms:
                 found = [figures[arm][name][metric].get("difference") for arm in run.arms]
@@ -200,7 +222,7 @@ def _merges(run: FinishedRun) -> Section:
     if not run.merging_arms:
         return Section("Kernels merged", "No arm merges.")
     rows = []
-    ranks = _effective_ranks(run, BASELINE)
+    ranks = _effective_ranks(run, BASELINE) if BASELINE in run.arms else {}
     for arm in run.merging_arms:
         layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
         for layer, count in [*layers.items(), ("all", total_merges(layers))]:
@@ -251,7 +273,9 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _curves(run: FinishedRun) -> Section:
+def _curves(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     names, high = ("roc", "precision_recall", "reliability", "confusion"), at_ceiling(run)
     text = (
         f"ROC and precision-recall curves are drawn of the classes whose AUROC is below {CEILING:g} in an arm. At it "
@@ -287,7 +311,9 @@ def _timings(run: FinishedRun, stage: str) -> list[Path]:
     return [file for seed in run.seeds if (file := run.stage(seed, stage) / TIMING).exists()]
 
 
-def _learning_curves(run: FinishedRun) -> Section:
+def _learning_curves(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     return Section("Learning curves", figures=pictures(run, "learning_curves"))
 
 
@@ -296,6 +322,7 @@ SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _answer,
     _verdict,
     _trial,
+    _leaks,
     _arms,
     _intervals,
     calls_section,

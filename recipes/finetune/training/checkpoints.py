@@ -47,18 +47,21 @@ def save_checkpoint(
     folder = checkpoint_folder(state, progress.epochs)
     partial = folder.with_name(folder.name + PARTIAL)
     main = accelerator.is_main_process
-    with storage_errors(folder):
-        if main:
+    # The waiting stays outside: what it raises when another process has ended is no error of the disk.
+    if main:
+        with storage_errors(folder):
             for path in (partial, folder):  # one that was passed over
                 shutil.rmtree(path, ignore_errors=True)
             for old in _newest_first(state)[KEPT - 1 :]:
                 shutil.rmtree(old)
             _remove_unused_weights(state)
             partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    with storage_errors(folder):
         accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if main:
+    accelerator.wait_for_everyone()
+    if main:
+        with storage_errors(folder):
             write_json(partial / _PROGRESS, asdict(progress))
             files = sorted(path for path in partial.iterdir() if path.is_file())
             for path in files:
