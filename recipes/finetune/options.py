@@ -174,8 +174,10 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
         content = read_yaml(path)
     except InputError as error:
         raise InputError(f"--config {error}: give an existing YAML file") from error
-    if content.pop(MARGIN_CHOSEN, None) is False:  # in the config.yaml of a run whose margin is the default
-        content.pop("margin", None)
+    if MARGIN_CHOSEN in content:  # the config.yaml of a run
+        content.pop("config", None)
+        if content.pop(MARGIN_CHOSEN) is False:
+            content.pop("margin", None)
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from .corruptions import GENERAL
 from .tasks import Task
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
@@ -107,6 +108,7 @@ class ImageData:
         description: what the run folder records of the data beside the checksums.
         tables: CSV files that the run folder keeps of the data: per name a header and rows.
         own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
+        suite: which of SUITES in corruptions.py fits it.
     """
 
     name: str
@@ -119,6 +121,7 @@ class ImageData:
     description: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
+    suite: str = GENERAL
 
     @property
     def splits(self) -> dict[str, Split]:

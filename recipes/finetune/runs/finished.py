@@ -15,7 +15,7 @@ from ..judging.intervals import Bootstrap, bootstrap
 from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
-from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, ROBUSTNESS, SUMMARY, VERSIONS, WEIGHTS, stage_folder
 from .looks import read_looks
 from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
@@ -136,8 +136,8 @@ class FinishedRun:
 
     @property
     def sections(self) -> list[Section]:
-        """What the recipe added to the report."""
-        return read_sections(self.folder)
+        """What the recipe added to the report, and robustness.py after it."""
+        return [*read_sections(self.folder), *read_sections(self.folder, ROBUSTNESS)]
 
     def stage(self, seed: int, name: str) -> Path:
         return stage_folder(self.folder, seed, name)

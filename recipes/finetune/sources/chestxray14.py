@@ -1,6 +1,6 @@
 """ChestX-ray14 as a source: its options, their check, and loading."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..data.images import ImageData
 from ..data.prepared import prepared_data
@@ -41,7 +41,7 @@ def load_chestxray14(options: ChestXrayOptions) -> ImageData:
     else:
         catalogue = read_nih_hub(options.hub, options.hub_revision)
     check_patients(catalogue)
-    return prepared_data(
+    data = prepared_data(
         hold_out(catalogue, "val", options.val_fraction, options.split_seed),
         Form(options.side, grey=True),
         prepared_dir=options.prepared_in,
@@ -49,3 +49,4 @@ def load_chestxray14(options: ChestXrayOptions) -> ImageData:
         workers=options.processes,
         allow_missing=options.allow_missing,
     )
+    return replace(data, suite="chestmnist")  # the same radiographs

@@ -54,7 +54,7 @@ def load_medmnist(
     def own_scores(probabilities: np.ndarray) -> dict[str, float | None]:
         return _evaluator_scores(name, source_size, path.parent, probabilities)
 
-    return ImageData(name, task, *splits, files={path.name: found}, own_scores=own_scores)
+    return ImageData(name, task, *splits, files={path.name: found}, own_scores=own_scores, suite=name)
 
 
 def _data_folder(data_dir: Path | None) -> Path:

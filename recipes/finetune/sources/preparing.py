@@ -39,12 +39,17 @@ class PreparedOptions(Options):
     @property
     def prepared_in(self) -> Path:
         """The folder of all prepared images."""
-        return self.prepared_dir or Path(datasets.config.HF_DATASETS_CACHE) / "inmerge_optim"
+        return self.prepared_dir or prepared_root()
 
     @property
     def processes(self) -> int:
         """That decode; 0: this one."""
         return joblib.cpu_count() if self.prepare_workers is None else self.prepare_workers
+
+
+def prepared_root() -> Path:
+    """Where prepared images are kept, unless someone says otherwise."""
+    return Path(datasets.config.HF_DATASETS_CACHE) / "inmerge_optim"
 
 
 def check_preparing(options: PreparedOptions) -> None:
