@@ -27,5 +27,5 @@ bench: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --editable ".[recipes,plot,dicom,dev]"
+	$(BIN)/python -m pip install --editable ".[recipes,plot,compact,dicom,dev]"
 	touch $@

@@ -24,6 +24,12 @@ The method on one weight, for custom loops:
     draw_pairs          the random choices of one step
     merge_kernels_      one step of the method
 
+Smaller models:
+
+    compact             takes out equal channels, so that a smaller model computes the same
+    CompactionReport    what it has done
+    remove_channels     takes the same channels out of a model that is built anew
+
 Weights from files, as the command ``inmerge`` and the recipes read them:
 
     read_checkpoint     reads a file without running code in it, and compares it with the model
@@ -36,6 +42,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inmerge_optim.compaction import CompactionReport, compact, remove_channels
     from inmerge_optim.drawing import draw_pairs
     from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.models import CheckpointError, read_checkpoint
@@ -49,11 +56,13 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "CheckpointError": "models",
+    "CompactionReport": "compaction",
     "InMergeOptimizer": "optimizer",
     "KernelLayer": "selection",
     "LayerProfile": "similarity",
     "NoMergeWarning": "optimizer",
     "check_replicas": "replicas",
+    "compact": "compaction",
     "draw_pairs": "drawing",
     "effective_rank": "ranks",
     "kernel_layers": "selection",
@@ -61,16 +70,19 @@ _HOMES = {
     "kernel_similarity": "similarity",
     "merge_kernels_": "merging",
     "read_checkpoint": "models",
+    "remove_channels": "compaction",
     "similarity_profile": "similarity",
 }
 
 __all__ = [
     "CheckpointError",
+    "CompactionReport",
     "InMergeOptimizer",
     "KernelLayer",
     "LayerProfile",
     "NoMergeWarning",
     "check_replicas",
+    "compact",
     "draw_pairs",
     "effective_rank",
     "kernel_layers",
@@ -78,6 +90,7 @@ __all__ = [
     "kernel_similarity",
     "merge_kernels_",
     "read_checkpoint",
+    "remove_channels",
     "similarity_profile",
 ]
 

@@ -19,7 +19,7 @@ from finetune.runs.layout import REPORT, ROBUSTNESS
 from finetune.runs.lock import hold_run
 from finetune.runs.sections import write_sections
 from finetune.runs.summaries import write_summary
-from finetune.sources.preparing import prepared_root
+from finetune.sources.preparing import default_prepared_dir
 
 
 @dataclass(kw_only=True)
@@ -50,7 +50,7 @@ def _run(options: RobustnessOptions) -> None:
         raise InputError("no run folder is given: name one or more, as python recipes/robustness.py runs/NAME")
     elsewhere = {"data_dir": options.data_dir, "prepared_dir": options.prepared_dir}
     elsewhere = {name: path and whole(f"--{name.replace('_', '-')}", path) for name, path in elsewhere.items()}
-    root = elsewhere["prepared_dir"] or prepared_root()
+    root = elsewhere["prepared_dir"] or default_prepared_dir()
     wanted = Wanted(options.corruptions, options.attack_levels, elsewhere, root if options.keep else None)
     check_wanted(wanted)
     folders = [whole("a run folder", folder) for folder in options.runs]

@@ -64,6 +64,14 @@ def run_digits_until(
     monkeypatch: pytest.MonkeyPatch, run: Path, module: object, function: str, call: int, *arguments: object
 ) -> None:
     """Run until the named function is entered for the `call`-th time."""
+    with monkeypatch.context() as patch:
+        kill_at(patch, module, function, call)
+        with pytest.raises(Killed):
+            run_digits(run, *arguments)
+
+
+def kill_at(patch: pytest.MonkeyPatch, module: object, function: str, call: int) -> None:
+    """Let a run be killed when the named function is entered for the `call`-th time."""
     real, calls = getattr(module, function), []
 
     def until(*args: object, **kwargs: object) -> object:
@@ -72,10 +80,7 @@ def run_digits_until(
             raise Killed
         return real(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, function, until)
-        with pytest.raises(Killed):
-            run_digits(run, *arguments)
+    patch.setattr(module, function, until)
 
 
 def content_of(run: Path) -> dict[str, bytes]:

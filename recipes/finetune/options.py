@@ -62,7 +62,7 @@ class Options:
     lr: float = 0.01
     """Learning rate of the backbone stage."""
     inmerge_lr: float | None = None
-    """Learning rate of the arms. None: --lr."""
+    """Learning rate that the arms begin with. None: the one that the backbone stage ends with, by its --sched."""
     momentum: float = 0.9
     """Momentum, for optimizers that have it."""
     weight_decay: float = 1e-4

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .data import tasks
 from .data.corrupted import Block, blocks, corrupted
 from .data.corruptions import CORRUPTIONS, NOT_MADE, SEVERITIES, SMALLEST_SIDE, Suite, suite_for
-from .data.images import ImageData
+from .data.images import ImageData, Split
 from .errors import InputError, near_names
 from .files import write_csv, write_json
 from .judging.metrics import choose_thresholds
@@ -28,7 +28,7 @@ from .judging.summary import difference_of
 from .options import BASELINE, Options
 from .runs.finished import FinishedRun
 from .runs.kept_logits import logits_file, read_logits, write_logits
-from .runs.layout import CONFIG, FIGURES_TABLE, ROBUSTNESS, SUMMARY, WEIGHTS
+from .runs.layout import CONFIG, FIGURES_TABLE, FOLDS, ROBUSTNESS, SUMMARY, WEIGHTS, stage_folder
 from .sources.reopened import reopened
 from .training.attacks import ATTACKS, attack
 from .training.batches import crop
@@ -75,11 +75,15 @@ def check_wanted(wanted: Wanted) -> None:
 def check_weights(run: FinishedRun) -> None:
     """Refuse a run that has lost the weights of a stage."""
     for seed, arm in product(run.seeds, run.arms):
-        if not (run.stage(seed, arm) / WEIGHTS).is_file():
-            raise InputError(
-                f"{run.folder} has no weights of seed {seed} {arm} ({WEIGHTS} is not there), by which it would be "
-                "scored: put them back, or train the run again"
-            )
+        for path in _weights(run, seed, arm):
+            if not path.is_file():
+                raise InputError(f"{path} is not there, by which the run would be scored: put it back, or train anew")
+
+
+def _weights(run: FinishedRun, seed: int, arm: str) -> list[Path]:
+    """Of a stage; of cross-validation those of each fold."""
+    folds = range(run.folds) if run.folds else [None]
+    return [stage_folder(run.folder, seed, arm, fold) / WEIGHTS for fold in folds]
 
 
 def open_data(run: FinishedRun, wanted: Wanted) -> tuple[Options, ImageData]:
@@ -131,13 +135,18 @@ class RunScorer:
         root = self.wanted.keep_in
         return root and root / f"{self.data.name}-{self.data.size}px-corrupted"
 
+    @property
+    def tests(self) -> list[Split]:
+        """What is tested, each by a model of its own: the test split, or that of each fold."""
+        return [part.test for part in self.data.folds or [self.data]]
+
     @cached_property
     def clean_digest(self) -> str:
-        return hashlib.sha256("".join(block.digest for block in self.clean_blocks()).encode()).hexdigest()
+        digests = [block.digest for test in self.tests for block in self.clean_blocks(test)]
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
-    def clean_blocks(self) -> Iterator[Block]:
-        """The test images as the model sees them."""
-        test = self.data.test
+    def clean_blocks(self, test: Split) -> Iterator[Block]:
+        """The images as the model sees them."""
         for rows in blocks(len(test)):
             images = crop(torch.from_numpy(test.images[list(rows)]), self.data.size).numpy()
             yield Block(rows.start, images, test.cases[rows.start : rows.stop])
@@ -153,11 +162,11 @@ class RunScorer:
         stages = list(product(self.run.seeds, self.run.arms))
         with tqdm(total=len(stages) * len(changes), unit=" changes", disable=None) as bar:
             for seed, arm in stages:
-                kept = None
+                kept: list[KeptModel] = []
                 for name, parameters in changes.items():
                     bar.set_description(f"seed {seed} {arm} {name}")
                     if self._found(seed, arm, name) is None:
-                        kept = kept or self._kept_model(seed, arm)
+                        kept = kept or self._kept_models(seed, arm)
                         logits = torch.stack([self._logits(kept, name, parameter) for parameter in parameters])
                         write_logits(
                             logits_file(self.run.folder, seed, arm, name), logits, self._made_from(seed, arm, name)
@@ -181,29 +190,32 @@ class RunScorer:
             for severity in SEVERITIES:
                 yield name, severity, self.probabilities(name, severity)
 
-    def _kept_model(self, seed: int, arm: str) -> KeptModel:
-        precision = self.run.versions["launch"].get("precision", "no")
-        return load_kept_model(self.options, self.data, self.run.stage(seed, arm) / WEIGHTS, precision)
+    def _kept_models(self, seed: int, arm: str) -> list[KeptModel]:
+        versions = self.run.versions
+        precision, expected = versions["launch"].get("precision", "no"), versions.get("model")
+        paths = _weights(self.run, seed, arm)
+        return [load_kept_model(self.options, self.data, path, precision, expected) for path in paths]
 
     def _made_from(self, seed: int, arm: str, name: str) -> str:
-        weights = self.run.results[seed][arm]["files"][WEIGHTS]
+        weights = self.run.results[seed][arm]["files"][FOLDS if self.run.folds else WEIGHTS]
         return hashlib.sha256(f"{weights} {self.clean_digest} {name} {self.changes()[name]}".encode()).hexdigest()
 
     def _found(self, seed: int, arm: str, name: str) -> torch.Tensor | None:
         return read_logits(logits_file(self.run.folder, seed, arm, name), self._made_from(seed, arm, name))
 
-    def _logits(self, kept: KeptModel, name: str, parameter: Any) -> torch.Tensor:
+    def _logits(self, models: Sequence[KeptModel], name: str, parameter: Any) -> torch.Tensor:
         """Of all test images after a change, (N, outputs)."""
         parts = []
-        for block in self.clean_blocks():
-            if name == CLEAN:
-                images = block.images
-            elif name in ATTACKS:
-                labels = self.data.test.labels[block.start : block.start + len(block.images)]
-                images = attack(kept, self.data.task, name, parameter, block.images, labels, block.cases)
-            else:
-                images = corrupted(block, name, parameter, self.folder)
-            parts.append(kept.logits(images))
+        for kept, test in zip(models, self.tests, strict=True):
+            for block in self.clean_blocks(test):
+                if name == CLEAN:
+                    images = block.images
+                elif name in ATTACKS:
+                    labels = test.labels[block.start : block.start + len(block.images)]
+                    images = attack(kept, self.data.task, name, parameter, block.images, labels, block.cases)
+                else:
+                    images = corrupted(block, name, parameter, self.folder)
+                parts.append(kept.logits(images))
         return torch.cat(parts)
 
     def _check_clean(self, seed: int, arm: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from torch import nn
 
 from .data.images import ImageData
 from .data.twins import settle_leaks
@@ -20,7 +21,8 @@ from .options import Options
 from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
-from .runs.layout import CONFIG, REPORT, TENSORBOARD
+from .runs.folds import join_folds
+from .runs.layout import BACKBONE, CONFIG, REPORT, TENSORBOARD
 from .runs.lock import hold_run
 from .runs.looks import record_look
 from .runs.sections import Section, write_sections
@@ -43,6 +45,7 @@ from .training.models import (
     check_forward,
     check_model_name,
     create_model,
+    origin_of,
     use_grad_checkpointing,
 )
 from .training.optim import create_optimizer
@@ -139,23 +142,29 @@ def _run_or_go_on(
     if not judged_before:
         with accelerator.main_process_first() if main_first else nullcontext():
             data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
-        _check_data(options, data, per_process)
+        model = _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
         with damage_told(run):
             check_same_data(run, data)
             check_same_versions(run, options)
-        if not has_auroc(data.task, data.val.labels):
+        if not all(has_auroc(data.task, part.val.labels) for part in data.folds or [data]):
+            which = "A" if data.folds else "The"
             accelerator.print(
-                f"The validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch with "
-                "the lowest validation log loss is kept."
+                f"{which} validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch "
+                "with the lowest validation log loss is kept."
             )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_settings(run, options, launch, data)
+            write_settings(run, options, launch, data, origin_of(model, options))
+        del model
         accelerator.wait_for_everyone()
         for seed in options.seeds:
-            run_stage(accelerator, options, data, backbone_stage(options, run, seed))
-            for arm in options.arms:
-                run_stage(accelerator, options, data, arm_stage(options, run, seed, arm))
+            for fold, part in enumerate(data.folds):
+                _run_arms(accelerator, options, part, run, seed, fold)
+            if not data.folds:
+                _run_arms(accelerator, options, data, run, seed)
+            elif accelerator.is_main_process:
+                for stage in (BACKBONE, *options.arms):
+                    join_folds(run, seed, stage, len(data.folds), data.task)
         if accelerator.is_main_process:
             record_look(run, options.seeds, options.arms, package_versions())
             finished = FinishedRun(run)
@@ -171,6 +180,15 @@ def _run_or_go_on(
             print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+
+
+def _run_arms(
+    accelerator: Accelerator, options: Options, data: ImageData, run: Path, seed: int, fold: int | None = None
+) -> None:
+    """The backbone stage and every arm, or what is left of them."""
+    run_stage(accelerator, options, data, backbone_stage(options, run, seed, fold))
+    for arm in options.arms:
+        run_stage(accelerator, options, data, arm_stage(options, run, seed, arm, fold))
 
 
 def _is_judged(run: Path, options: Options) -> bool:
@@ -240,11 +258,13 @@ def _limit_train(options: Options, data: ImageData) -> ImageData:
             f"--limit-train {options.limit_train} has no effect on the {len(data.train)} training images of "
             f"{data.name}: choose fewer, or leave it out"
         )
+    if data.folds:
+        return replace(data, folds=tuple(_limit_train(options, fold) for fold in data.folds))
     return replace(data, train=data.train.limited(options.limit_train, options.split_seed))
 
 
-def _check_data(options: Options, data: ImageData, per_process: int) -> None:
-    """Refuse options that don't go with the data, and try the model on the data's shape."""
+def _check_data(options: Options, data: ImageData, per_process: int) -> nn.Module:
+    """Refuse options that don't go with the data, and try the model, which is returned, on the data's shape."""
     if options.in_chans < data.channels:
         raise InputError(f"--in-chans 1 needs grey images, and {data.name} has {data.channels} channels: leave it out")
     if options.batch_size > len(data.train):
@@ -258,3 +278,4 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> None:
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))
     check_forward(model, options, data, per_process)
+    return model

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torchvision.transforms import v2
+from PIL import Image
 
 from .corruptions import GENERAL
-from .tasks import Task
+from .squares import RESAMPLING, Form
+from .tasks import Task, label_counts
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]
 
@@ -108,6 +108,9 @@ class ImageData:
         description: what the run folder records of the data beside the checksums.
         tables: CSV files that the run folder keeps of the data: per name a header and rows.
         own_scores: the data set's own figures, by name, from probabilities on test; they are shown beside ours.
+        folds: of cross-validation, the data of each fold; train, val and test of the whole then hold all cases, in the
+            order in which the folds test them.
+        form: how an image file becomes what the splits hold; None: it is squashed into their square.
         suite: which of SUITES in corruptions.py fits it.
     """
 
@@ -121,10 +124,15 @@ class ImageData:
     description: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Table] = field(default_factory=dict)
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
+    folds: tuple["ImageData", ...] = ()
+    form: Form | None = None
     suite: str = GENERAL
 
     @property
     def splits(self) -> dict[str, Split]:
+        """By their names; none is to share an image or a patient with another. Of cross-validation what folds test."""
+        if self.folds:
+            return {f"fold {number}": fold.test for number, fold in enumerate(self.folds)}
         return {"train": self.train, "val": self.val, "test": self.test}
 
     @property
@@ -136,13 +144,29 @@ class ImageData:
         """Side of what the model sees."""
         return self.image_size or self.train.images.shape[-1]
 
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image file becomes what the model sees, as the run folder records it; see squares.form_of."""
+        form = self.form or Form(self.train.images.shape[-1])
+        return {**form.recorded(), "image_size": self.size, "grey": self.channels == 1}
 
-def resize(images: np.ndarray, size: int, chunk: int = 4096) -> np.ndarray:
-    """Square uint8 images (N, C, H, H) at `size`, made once; on uint8 this equals PIL's resize, antialiased."""
+    @property
+    def counts(self) -> dict[str, dict[str, Any]]:
+        """Per split its images, its patients where they are known, and its cases per class or label, and of none."""
+        return {part: _counts(self.task, split) for part, split in self.splits.items()}
+
+
+def _counts(task: Task, split: Split) -> dict[str, Any]:
+    patients = None if split.patients is None else len(set(split.patients))
+    return {"images": len(split), "patients": patients, "labels": label_counts(task, split.labels)}
+
+
+def resize(images: np.ndarray, size: int) -> np.ndarray:
+    """Square uint8 images (N, C, H, H) at `size`, by PIL's resize, which is the same on any processor; made once."""
     if images.shape[-2:] == (size, size):
         return images
     resized = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
-    for start in range(0, len(images), chunk):
-        part = torch.from_numpy(images[start : start + chunk])
-        resized[start : start + chunk] = v2.functional.resize(part, [size, size], antialias=True).numpy()
+    for before, after in zip(images, resized, strict=True):
+        square = Image.fromarray(before[0] if len(before) == 1 else np.moveaxis(before, 0, -1))
+        after[:] = np.moveaxis(np.atleast_3d(square.resize((size, size), RESAMPLING)), -1, 0)
     return resized

@@ -37,7 +37,6 @@ from ..files import PARTIAL, flush
 from .catalogue import LEFT_OUT, PARTS, Catalogue, EncodedImages, check_complete
 from .images import ImageData, Split
 from .opening import Unreadable
-from .splits import label_counts
 from .squares import Form, make_square
 
 SHARD = 512
@@ -175,7 +174,7 @@ def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, imag
     """The parts of a catalogue with their prepared images."""
     check_parts(catalogue)
     rows = {part: catalogue.rows(part) for part in PARTS}
-    splits = {part: _split(catalogue, images, found) for part, found in rows.items()}
+    splits = {part: split_of(catalogue, images, found) for part, found in rows.items()}
     return ImageData(
         catalogue.name,
         catalogue.task,
@@ -190,8 +189,8 @@ def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, imag
             **catalogue.description,
             "prepare_size": form.side,
             "image_size": image_size,
-            "splits": {part: _counts(catalogue, found) for part, found in rows.items()},
         },
+        form=form,
     )
 
 
@@ -202,7 +201,8 @@ def check_parts(catalogue: Catalogue) -> None:
             raise InputError(f"{catalogue.name} has no image in its {part} split: all of {', '.join(PARTS)} are needed")
 
 
-def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Split:
+def split_of(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Split:
+    """Some images of a catalogue, int64 (n,), with all that it says of them."""
     return Split(
         images=images.select(rows),
         labels=catalogue.labels[rows],
@@ -211,15 +211,6 @@ def _split(catalogue: Catalogue, images: PreparedImages, rows: np.ndarray) -> Sp
         subgroups={name: [values[row] for row in rows] for name, values in catalogue.subgroups.items()},
         pixel_hashes=images.select(rows).pixel_hashes(),
     )
-
-
-def _counts(catalogue: Catalogue, rows: np.ndarray) -> dict[str, Any]:
-    """Images, patients where they are known, and cases per class or label, of a multi-label task also those of none."""
-    counts = label_counts(catalogue, rows)
-    if catalogue.task.multi_label:
-        counts["none"] = int((catalogue.labels[rows].sum(axis=1) == 0).sum())
-    patients = None if catalogue.patients is None else len({catalogue.patients[row] for row in rows})
-    return {"images": len(rows), "patients": patients, "labels": counts}
 
 
 def prepare(source: EncodedImages, form: Form, folder: Path, workers: int) -> PreparedImages:

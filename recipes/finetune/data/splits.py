@@ -16,10 +16,10 @@ from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, Str
 from ..errors import InputError, first_line
 from .catalogue import LEFT_OUT, PARTS, Catalogue
 from .images import Table
-from .tasks import labels_text
+from .tasks import label_counts, labels_text
 
 SPLIT_FILE, SPLIT, FOLD = "split.csv", "split", "fold"
-_FEW = 10  # of a class in a part, below which it is told
+FEW = 10  # of a class in a part, below which it is told
 _LARGEST_DENOMINATOR = 10
 
 
@@ -129,7 +129,7 @@ def _units(catalogue: Catalogue) -> np.ndarray:
 def check_classes(catalogue: Catalogue) -> list[str]:
     """Refuse a class that is not trained on; sentences on those that a part lacks, or that have few images."""
     sentences = []
-    counts = {part: label_counts(catalogue, catalogue.rows(part)) for part in PARTS}
+    counts = {part: label_counts(catalogue.task, catalogue.labels[catalogue.rows(part)]) for part in PARTS}
     for name in catalogue.task.classes:
         train, val, test = (counts[part][name] for part in PARTS)
         if not train and not catalogue.task.multi_label:
@@ -140,19 +140,9 @@ def check_classes(catalogue: Catalogue) -> list[str]:
         lacking = [part for part in PARTS if not counts[part][name]]
         if lacking:
             sentences.append(f"{name} has no image in {' and '.join(lacking)}, where its figures are not defined")
-        elif min(train, val, test) < _FEW:
+        elif min(train, val, test) < FEW:
             sentences.append(f"{name} has few images: {train:,} in train, {val:,} in val, {test:,} in test")
     return sentences
-
-
-def label_counts(catalogue: Catalogue, rows: np.ndarray) -> dict[str, int]:
-    """How many of these images are of each class, or have each label."""
-    labels = catalogue.labels[rows]
-    if catalogue.task.multi_label:
-        found = labels.sum(axis=0)
-    else:
-        found = np.bincount(labels, minlength=len(catalogue.task.classes))
-    return dict(zip(catalogue.task.classes, found.tolist(), strict=True))
 
 
 def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Table:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from .opening import PERCENTILES, Opened, Unreadable, Window, open_image
 
 Fit = Literal["crop", "pad", "squash"]
-_RESAMPLING = Image.Resampling.BILINEAR
+RESAMPLING = Image.Resampling.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,19 @@ class Form:
     def __str__(self) -> str:
         """What the pixels depend on, beside the file."""
         colour = "grey" if self.grey else "as it is"
-        parts = (self.side, self.fit, self.window, colour, self.decode.__name__, PERCENTILES, _RESAMPLING.name, "3")
+        parts = (self.side, self.fit, self.window, colour, self.decode.__name__, PERCENTILES, RESAMPLING.name, "3")
         return ", ".join(map(str, parts))
+
+    def recorded(self) -> dict[str, Any]:
+        """What a run folder keeps of it; form_of reads it again."""
+        window = self.window if isinstance(self.window, str) else list(self.window)
+        return {"side": self.side, "fit": self.fit, "window": window, "grey": self.grey}
+
+
+def form_of(recorded: dict[str, Any], decode: Callable[[bytes, Window], Opened]) -> Form:
+    """The form that a run folder recorded, for image files that `decode` opens."""
+    window = recorded["window"] if isinstance(recorded["window"], str) else tuple(recorded["window"])
+    return Form(recorded["side"], recorded["fit"], window, recorded["grey"], decode)
 
 
 class Square(NamedTuple):
@@ -67,9 +78,9 @@ def make_square(encoded: bytes, form: Form) -> Square:
     size = (form.side, form.side)
     # One image of a few pixels' width would otherwise be none at all within its square.
     if form.fit == "squash" or min(image.size) * form.side < max(image.size):
-        square = image.resize(size, _RESAMPLING)
+        square = image.resize(size, RESAMPLING)
     else:
-        square = {"pad": ImageOps.pad, "crop": ImageOps.fit}[form.fit](image, size, _RESAMPLING)
+        square = {"pad": ImageOps.pad, "crop": ImageOps.fit}[form.fit](image, size, RESAMPLING)
     planes = np.asarray(square)
     planes = planes if planes.ndim == 2 else np.moveaxis(planes, -1, 0)
     return Square(planes.tobytes(), *image.size, pixel_hash(pixels), header)

@@ -53,6 +53,13 @@ def labels_text(task: Task, labels: Any) -> str:
     return "|".join(name for name, has in zip(task.classes, labels, strict=True) if has)
 
 
+def label_counts(task: Task, labels: np.ndarray) -> dict[str, int]:
+    """How many cases are of each class, or have each label, of a multi-label task also how many have none."""
+    found = labels.sum(axis=0) if task.multi_label else np.bincount(labels, minlength=len(task.classes))
+    counts = dict(zip(task.classes, found.tolist(), strict=True))
+    return counts | ({"none": int((labels.sum(axis=1) == 0).sum())} if task.multi_label else {})
+
+
 def loss(
     task: Task,
     logits: torch.Tensor,

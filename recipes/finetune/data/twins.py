@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .catalogue import PARTS
 from .images import ImageData, Split, Table
 from .squares import pixel_hash
 from .tasks import labels_text
@@ -34,7 +33,7 @@ class Leak:
 
     Attributes:
         kind: "image" or "patient".
-        places: all of it, in the order of PARTS.
+        places: all of it, in the order of the splits.
         conflicting: of an image, whether its copies have different labels.
     """
 
@@ -44,7 +43,7 @@ class Leak:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        return tuple(part for part in PARTS if any(part == found for found, _ in self.places))
+        return tuple(dict.fromkeys(part for part, _ in self.places))
 
 
 def find_leaks(data: ImageData) -> list[Leak]:
@@ -110,13 +109,11 @@ def _name(data: ImageData, leak: Leak) -> str:
 
 
 def refuse_leaks(data: ImageData, leaks: list[Leak]) -> None:
-    """Refuse a test split that shares images or patients with the others, on which its figures would be too good."""
-    grave = [leak for leak in leaks if "test" in leak.parts]
+    """Refuse tests that share images or patients with what is trained on: their figures would be too good."""
+    grave = [leak for leak in leaks if data.folds or "test" in leak.parts]
     if grave:
-        raise InputError(
-            f"{'; and '.join(describe_leaks(data, grave))}: drop the copies outside test with --drop-twins, or go on "
-            "with them by --allow-twins"
-        )
+        mend = "put each into one fold" if data.folds else "drop the copies outside test with --drop-twins"
+        raise InputError(f"{'; and '.join(describe_leaks(data, grave))}: {mend}, or go on with them by --allow-twins")
 
 
 def drop_leaks(data: ImageData, leaks: list[Leak]) -> ImageData:
@@ -179,7 +176,7 @@ def find_near_twins(data: ImageData) -> list[NearTwins]:
     exact = {part: np.array(pixel_hashes(split)) for part, split in data.splits.items()}
     hashes = {part: _near_hashes(split) for part, split in data.splits.items()}
     found = []
-    for first, second in combinations(PARTS, 2):
+    for first, second in combinations(data.splits, 2):
         for mirrored in (False, True):
             others = hashes[second][:, int(mirrored)]
             for row, own in enumerate(hashes[first][:, 0]):

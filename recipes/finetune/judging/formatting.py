@@ -12,6 +12,11 @@ def number(value: float, form: str) -> str:
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
+def epoch_text(epoch: int | list[int]) -> str:
+    """The epoch that was kept, or of cross-validation that of each fold, as 3/5/4."""
+    return "/".join(map(str, epoch)) if isinstance(epoch, list) else str(epoch)
+
+
 def bounds(low: float, high: float, apart: tuple[float, ...] = (0.0,)) -> str:
     """An interval, as "[0.001, 0.023]".
 

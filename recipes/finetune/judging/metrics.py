@@ -83,9 +83,9 @@ def score(
 ) -> dict[str, float | None]:
     """The figures of METRICS, or those of these names; see Scored for the other arguments.
 
-    Multi-label tasks get the mean over labels. AUROC, AUPRC (average precision) and F1 are macro means over the classes
-    that have positive and negative cases, of a binary task the figures of its positive class. Accuracy needs no
-    threshold but 0.5.
+    Multi-label tasks get the mean over the labels that have positive and negative cases, and of accuracy, which needs
+    no threshold but 0.5, over all. AUROC, AUPRC (average precision) and F1 are macro means over the classes that have
+    positive and negative cases, of a binary task the figures of its positive class.
     The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
     probability; of a binary task or a label, of the positive one. Cohen's kappa weighs a disagreement of ordinal
     classes by the square of its distance.
@@ -141,9 +141,26 @@ def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray)
         if _has_both(positive):
             precision, recall, cuts = precision_recall_curve(positive, probabilities[:, k])
             f1[k] = cuts[np.argmax((precision * recall / np.maximum(precision + recall, 1e-12))[:-1])]
-            false_positive, true_positive, cuts = roc_curve(positive, probabilities[:, k])
-            balanced[k] = cuts[1:][np.argmax((true_positive - false_positive)[1:])]  # the first is infinite
+            balanced[k] = _balanced_cut(positive, probabilities[:, k])
     return {"f1": f1, "balanced_accuracy": balanced}
+
+
+def operating_points(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> dict[int, float]:
+    """Per label, or for the positive class of a binary task, the probability from which a case is called positive.
+
+    It is chosen on validation, where sensitivity and specificity together are best; 0.5 where validation has no
+    positive or no negative cases. None for several classes, of which the likeliest is called.
+    """
+    if task.kind not in ("binary", "multi-label"):
+        return {}
+    found = positives(task, labels).items()
+    return {k: _balanced_cut(positive, probabilities[:, k]) if _has_both(positive) else 0.5 for k, positive in found}
+
+
+def _balanced_cut(positive: np.ndarray, probabilities: np.ndarray) -> float:
+    """The threshold with the best mean of sensitivity and specificity."""
+    false_positive, true_positive, cuts = roc_curve(positive, probabilities)
+    return float(cuts[1:][np.argmax((true_positive - false_positive)[1:])])  # the first is infinite
 
 
 def positives(task: Task, labels: np.ndarray) -> dict[int, np.ndarray]:
@@ -266,11 +283,14 @@ def _binary_ece(positive: np.ndarray, probabilities: np.ndarray) -> torch.Tensor
 
 
 def _outcomes(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of a binary task or each label which cases are positive, and their probabilities; none of several classes."""
+    """Of a binary task or each label which cases are positive, and their probabilities; none of several classes.
+
+    A label that all cases or none have is left out, as of the means of AUROC, unless all are such.
+    """
     if scored.task.kind not in ("multi-label", "binary"):
         return []
-    found = positives(scored.task, scored.labels)
-    return [(positive, scored.probabilities[:, k].copy()) for k, positive in found.items()]
+    found = [(cases, scored.probabilities[:, k].copy()) for k, cases in positives(scored.task, scored.labels).items()]
+    return [pair for pair in found if _has_both(pair[0])] or found
 
 
 def _by_class(of_class: OfClass, scored: Scored) -> dict[int, float | None]:

@@ -55,13 +55,18 @@ class Shift:
     differences: dict[str, tuple[float, float, float]]
 
 
-def shifts(task: Task, test: OfArms, val: OfArms, subgroups: Mapping[str, Sequence[str | None]]) -> Iterator[Shift]:
-    """From validation to test, and from the most frequent value of each subgroup to each other one."""
-    every = {
-        name: Part(name, found, np.arange(len(found[BASELINE][0].labels)))
-        for name, found in (("validation", val), ("test", test))
-    }
-    pairs = [(every["validation"], every["test"])]
+def shifts(
+    task: Task, test: OfArms, val: OfArms | None, subgroups: Mapping[str, Sequence[str | None]]
+) -> Iterator[Shift]:
+    """From validation to test, and from the most frequent value of each subgroup to each other one.
+
+    Args:
+        val: None where validation and test are the same cases, as in cross-validation.
+    """
+    pairs = []
+    if val is not None:
+        every = [(found, np.arange(len(found[BASELINE][0].labels))) for found in (val, test)]
+        pairs = [(Part("validation", *every[0]), Part("test", *every[1]))]
     for name, values in subgroups.items():
         known, counts = np.unique([value for value in values if value is not None], return_counts=True)
         from_most = known[np.argsort(-counts, kind="stable")]

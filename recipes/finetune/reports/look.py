@@ -64,7 +64,7 @@ def _kinds(own: OwnImages) -> str:
 
 def _counts(data: ImageData) -> list[str]:
     """A table: images per class and split, and patients where they are known."""
-    counts = [data.description["splits"][part] for part in PARTS]
+    counts = list(data.counts.values())
     rows = {name: [found["labels"][name] for found in counts] for name in counts[0]["labels"]}
     rows |= {"images": [found["images"] for found in counts]}
     if data.train.patients is not None:

@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from matplotlib.figure import Figure
 
 from ..files import GENERATOR, check_written_here, write_text
@@ -17,24 +16,22 @@ from ..judging.metrics import title_of
 from ..judging.summary import total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
-from ..runs.layout import CARD, PLOTS, REPORT, WEIGHTS
+from ..runs.layout import PLOTS, REPORT
 from ..runs.sections import Section
+from .cards import write_cards
+from .rendering import template
 from .style import (
     difference_legend,
     difference_rows,
     interval_text,
     mean_text,
     new_figure,
-    number_text,
-    plain_text,
     range_text,
     share_text,
     write_figure,
 )
 from .trial import SECTIONS, settings_of, settings_section
 from .verdicts import judged_difference
-
-_TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_report(run: FinishedRun) -> Path:
@@ -43,10 +40,7 @@ def write_report(run: FinishedRun) -> Path:
     found = [section(run) for section in SECTIONS]
     sections = [*(section for section in found if section), *added, settings_section(run)]
     _write(run.folder / REPORT, f"{run.name}: does merging help here?", sections)
-    for seed in run.seeds:
-        for arm in run.arms:
-            card = _template("model_card.md.j2").render(_card(run, seed, arm))
-            write_text(run.stage(seed, arm) / CARD, card)
+    write_cards(run)
     return run.folder / REPORT
 
 
@@ -77,26 +71,6 @@ def write_side_by_side(runs: Sequence[FinishedRun], path: Path) -> None:
 
 def _picture(path: Path) -> str:
     return f"{PLOTS}/{path.stem}.png"
-
-
-def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
-    """What the model card's template asks for."""
-    scores, place = run.summary["arms"][arm], run.seeds.index(seed)
-    return {
-        "run": run,
-        "arm": arm,
-        "seed": seed,
-        "weights": WEIGHTS,
-        "size": run.options["image_size"] or run.options.get("source_size"),
-        "epoch": run.summary["epochs"][arm][place],
-        "scores": [
-            (title_of(metric), number_text(figure["values"][place]), mean_text(figure))
-            for metric, figure in scores.items()
-        ],
-        "verdicts": [
-            found["sentence"] for found in run.summary["verdicts"] if arm in (found["arm"], found["reference"])
-        ],
-    }
 
 
 def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
@@ -160,18 +134,5 @@ def _write(path: Path, title: str, sections: Sequence[Section]) -> None:
         return base64.b64encode((path.parent / picture).read_bytes()).decode("ascii")
 
     content = {"generator": GENERATOR, "title": title, "sections": sections, "embedded": embedded}
-    write_text(path, _template("report.html.j2").render(content))
-    write_text(path.with_suffix(".md"), _template("report.md.j2").render(content))
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=name.endswith(".html.j2"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["plain"] = plain_text
-    return environment.get_template(name)
+    write_text(path, template("report.html.j2").render(content))
+    write_text(path.with_suffix(".md"), template("report.md.j2").render(content))

@@ -195,7 +195,7 @@ def _shift(run: FinishedRun, data: ImageData) -> Section | None:
     """From validation to test, and between the subgroups of test."""
     unit = "cases" if data.test.patients is None else "patients"
     rows = []
-    for found in shifts(run.task, run.predictions, run.validation, data.test.subgroups):
+    for found in shifts(run.task, run.predictions, None if run.folds else run.validation, data.test.subgroups):
         lost = [
             f"{number(a, '{:.4f}')} → {number(b, '{:.4f}')} ({number(b - a, SIGNED)})" for a, b in found.aurocs.values()
         ]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..judging.formatting import number
+from ..judging.formatting import epoch_text, number
 from ..judging.metrics import METRICS
 from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE
@@ -21,7 +21,7 @@ def table(summary: dict[str, Any]) -> str:
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):
         for arm, scores in figures["arms"].items():
-            epoch = f"best ({', '.join(map(str, summary['epochs'][arm]))})" if name == "best" else name
+            epoch = f"best ({', '.join(map(epoch_text, summary['epochs'][arm]))})" if name == "best" else name
             rows.append([arm, epoch, *(_mean_text(scores[metric]) for metric in metrics)])
         for arm, differences in figures["differences"].items():
             cells = (_number_text(differences[metric]["mean"], "{:+.4f}") for metric in metrics)

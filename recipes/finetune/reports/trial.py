@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..judging.formatting import epoch_text
 from ..judging.metrics import has_auroc, title_of
 from ..judging.summary import left_out, positive_class, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
@@ -79,6 +80,13 @@ def _trial(run: FinishedRun) -> Section:
         f"{options['inmerge_epochs']} epochs from the backbone's last weights, on the same data in the same order. In "
         f"each arm the epoch with the {kept_by} is kept and scored on test; the last epoch stands beside it."
     )
+    if run.folds:
+        text += (
+            f" This is done {run.folds} times, with other models each time: one fold is tested, the next chooses the "
+            "epoch, and the others are trained on. The folds are the same for every seed. What the models predicted on "
+            "the folds they were tested on is scored together, so that each seed scores every case; intervals and "
+            "verdicts take this parting of the cases as given."
+        )
     if options["recalibrate_bn"]:
         text += " Batch norm statistics were estimated anew on training images before each evaluation, in all arms."
     else:
@@ -88,7 +96,7 @@ def _trial(run: FinishedRun) -> Section:
     if options["limit_train"]:
         text += f" Only {options['limit_train']} training images were used: this is a dry run."
     rows = [
-        [part, f"{split['images']:,}", f"{split['patients']:,}"]
+        [part, f"{split['images']:,}", number_text(split["patients"], "{:,}")]
         for part, split in description.get("splits", {}).items()
     ]
     return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)
@@ -100,7 +108,7 @@ def _arms(run: FinishedRun) -> Section:
     rows = []
     for figures, last in ((run.summary, False), (run.summary["last"], True)):
         for arm, scores in figures["arms"].items():
-            epochs = "last" if last else f"best ({', '.join(map(str, run.summary['epochs'][arm]))})"
+            epochs = "last" if last else f"best ({', '.join(map(epoch_text, run.summary['epochs'][arm]))})"
             rows.append([arm, epochs, *(mean_text(scores[metric]) for metric in metrics)])
         for arm, differences in figures["differences"].items():
             cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)

@@ -15,7 +15,19 @@ from ..judging.intervals import Bootstrap, bootstrap
 from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
-from .layout import CONFIG, CURVES, DATA, MERGES, RESULT, ROBUSTNESS, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from .layout import (
+    CONFIG,
+    CURVES,
+    DATA,
+    FOLDS,
+    MERGES,
+    RESULT,
+    ROBUSTNESS,
+    SUMMARY,
+    VERSIONS,
+    WEIGHTS,
+    stage_folder,
+)
 from .looks import read_looks
 from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
@@ -63,6 +75,11 @@ class FinishedRun:
     def task(self) -> Task:
         # Runs that don't say which class is positive were scored by class 1.
         return Task(self.description["task"], tuple(self.description["classes"]), self.description.get("positive", 1))
+
+    @property
+    def folds(self) -> int | None:
+        """Of cross-validation how many there are; the stages of a seed are then joined of those of its folds."""
+        return self.description.get("folds")
 
     @cached_property
     def looks(self) -> list[dict[str, Any]]:
@@ -190,7 +207,8 @@ class FinishedRun:
     @cached_property
     def identical(self) -> set[tuple[str, str]]:
         """Pairs of arms whose weights are equal to the bit in every seed."""
-        weights = {arm: [self.results[seed][arm]["files"][WEIGHTS] for seed in self.seeds] for arm in self.arms}
+        of_stage = FOLDS if self.folds else WEIGHTS
+        weights = {arm: [self.results[seed][arm]["files"][of_stage] for seed in self.seeds] for arm in self.arms}
         return {pair for pair in permutations(self.arms, 2) if weights[pair[0]] == weights[pair[1]]}
 
     @cached_property

@@ -26,13 +26,19 @@ TIMING = "timing.json"  # of each epoch, and by itself, as everything else is th
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
 RESULT = "result.json"  # written last: where it stands, the stage is finished
+FOLDS = "folds.csv"  # in place of the weights, in a stage that is joined of those of its seed's folds
 
 
-def stage_folder(run: Path, seed: int, stage: str) -> Path:
-    """The folder of a stage: BACKBONE, or an arm."""
-    return run / f"seed_{seed}" / stage
+def stage_folder(run: Path, seed: int, stage: str, fold: int | None = None) -> Path:
+    """The folder of a stage: BACKBONE, or an arm; in cross-validation of a fold, or what the folds are joined in."""
+    return Path(run, f"seed_{seed}", *([] if fold is None else [f"fold_{fold}"]), stage)
 
 
 def predictions_file(part: str) -> str:
     """The name of a stage's predictions of a split, "val" or "test"."""
     return f"predictions_{part}.csv"
+
+
+def last_part(part: str) -> str:
+    """What the last epoch's predictions of a split go by, which the stages of folds keep beside the best epoch's."""
+    return f"last_{part}"

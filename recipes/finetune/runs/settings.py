@@ -144,14 +144,21 @@ def check_same_versions(run: Path, options: Options) -> None:
         )
 
 
-def write_settings(run: Path, options: Options, launch: dict[str, Any], data: ImageData) -> None:
-    """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data."""
+def write_settings(
+    run: Path, options: Options, launch: dict[str, Any], data: ImageData, model: dict[str, Any] | None = None
+) -> None:
+    """config.yaml and versions.json, once, at the start of a run, and data.json with the tables of the data.
+
+    Args:
+        model: which weights it is begun with, as far as that is known.
+    """
     if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
         write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
     task: dict[str, Any] = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     if data.task.kind == "binary":
         task["positive"] = data.task.positive
-    write_json(run / DATA, {**task, **data.description})
+    kept = {"preprocessing": data.preprocessing, "splits": data.counts}
+    write_json(run / DATA, {**task, **data.description, **kept})
     for name, (header, rows) in data.tables.items():
         write_csv(run / name, header, rows)
     if (run / VERSIONS).exists():
@@ -164,7 +171,7 @@ def write_settings(run: Path, options: Options, launch: dict[str, Any], data: Im
     }
     if options.checkpoint:
         versions["checkpoint"] = sha256_of(options.checkpoint)
-    write_json(run / VERSIONS, {**versions, "launch": launch, "data": data.files})
+    write_json(run / VERSIONS, {**versions, "model": model or {}, "launch": launch, "data": data.files})
 
 
 def _record_other_versions(run: Path) -> None:

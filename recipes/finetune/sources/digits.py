@@ -27,8 +27,10 @@ def load_digits_data(image_size: int, split_seed: int) -> ImageData:
 
 
 def _check(options: DatasetOptions) -> None:
-    if options.source_size != 28 or options.data_dir or options.allow_modified:
-        raise InputError("--source-size, --data-dir and --allow-modified have no effect on digits: leave them out")
+    if options.source_size != 28 or options.data_dir or options.allow_modified or options.prepared_dir:
+        raise InputError(
+            "--source-size, --data-dir, --allow-modified and --prepared-dir have no effect on digits: leave them out"
+        )
 
 
 def _load(options: DatasetOptions) -> ImageData:

@@ -1,6 +1,7 @@
 """Data sets of the datasets library: on the Hugging Face hub, or a folder of parquet files."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 import datasets
 import pyarrow.compute as pc
 from huggingface_hub import HfApi
+from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..data.opening import Unreadable, read_file
 from ..errors import InputError, first_line
 from ..files import regular_file
 from .columns import Cell, Columns, Table, Understood, understand
@@ -20,7 +23,7 @@ from .listing import Listing, part_of
 
 @dataclass(frozen=True)
 class HubImages:
-    """The images of a data set, encoded as they are in its files."""
+    """The images of a data set, encoded as they are in its files, or in those of a cache that it names."""
 
     data: datasets.Dataset
     column: str
@@ -34,7 +37,17 @@ class HubImages:
 
     def read(self, row: int) -> bytes | None:
         image = self.data[row][self.column]
-        return None if image is None else image["bytes"]
+        if image is None or image["bytes"] is not None or image["path"] is None:
+            return None if image is None else image["bytes"]
+        if not _is_in_cache(image["path"]):  # whatever else it names, on this machine, is none of the data set's
+            raise Unreadable("is a path in its parquet file, not an image: write the image itself into the file")
+        return read_file(image["path"])
+
+
+def _is_in_cache(path: str) -> bool:
+    """Whether a file lies where the hub's client keeps what it has loaded."""
+    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    return any(os.path.realpath(path).startswith(os.path.join(os.path.realpath(cache), "")) for cache in caches)
 
 
 def load_hub(name: str, revision: str) -> tuple[datasets.DatasetDict, str]:

@@ -4,11 +4,24 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from ..data.catalogue import LEFT_OUT, PARTS, Catalogue
+from ..data.folds import FEWEST, check_fold_classes, check_fold_numbers, cross_validated
 from ..data.images import ImageData
 from ..data.opening import PERCENTILES, Window, parse_window
 from ..data.prepared import PreparedImages, as_image_data, prepare, prepared_folder, without_unreadable
-from ..data.splits import SPLIT, SPLIT_FILE, check_classes, hold_out_stratified, read_split, split_table, units_of
+from ..data.splits import (
+    FOLD,
+    SPLIT,
+    SPLIT_FILE,
+    check_classes,
+    fold_numbers,
+    hold_out_stratified,
+    read_split,
+    split_table,
+    units_of,
+)
 from ..data.squares import Fit, Form
 from ..data.twins import find_leaks, refuse_leaks
 from ..errors import InputError, is_main_process
@@ -21,6 +34,7 @@ from .preparing import PreparedOptions, check_preparing
 from .tables import read_table
 
 LEFT_OUT_FILE = "left_out.csv"
+_HELD_OUT = 0.2
 
 
 @dataclass(kw_only=True)
@@ -56,10 +70,13 @@ class OwnImagesOptions(PreparedOptions):
     percentile, which takes the 1st and the 99th of each image."""
     split_file: Path | None = None
     """The split.csv of another run on these images, in place of the split that they come with or that is drawn."""
-    val_fraction: float = 0.2
+    val_fraction: float = _HELD_OUT
     """Share of the patients, or cases, that are held out for validation, where the images come without it."""
-    test_fraction: float = 0.2
+    test_fraction: float = _HELD_OUT
     """Share of the patients, or cases, that are held out for testing, where the images come without it."""
+    folds: int | None = None
+    """Cross-validate in so many folds of the patients, or cases: each is tested in one fold, validated on in the fold
+    before it, and trained on in the others."""
     allow_twins: bool = False
     """Go on with images or patients that are in test and in another split."""
 
@@ -91,6 +108,21 @@ def check_own_images(options: OwnImagesOptions) -> None:
         _patient_pattern(options.patient_regex)
     if options.allow_twins and options.drop_twins:
         raise InputError("--allow-twins keeps what --drop-twins drops: leave out one of both")
+    if options.folds is not None:
+        _check_folds(options)
+
+
+def _check_folds(options: OwnImagesOptions) -> None:
+    if options.folds < FEWEST:
+        raise InputError(f"--folds {options.folds} must be at least {FEWEST}, to train on, validate on and test on")
+    if options.drop_twins:
+        raise InputError("--drop-twins has no effect with --folds, which puts twins into one fold: leave it out")
+    for name in ("val_fraction", "test_fraction"):
+        if getattr(options, name) != _HELD_OUT:
+            raise InputError(
+                f"--{name.replace('_', '-')} has no effect with --folds, which tests and validates on one fold each: "
+                "leave it out"
+            )
 
 
 def _patient_pattern(text: str) -> re.Pattern[str]:
@@ -111,18 +143,26 @@ class OwnImages:
         catalogue: of all images; what can't be used is left out of its split.
         images: all of them, in the same order.
         folder: where they are prepared.
+        folds: of cross-validation, the fold in which each image is tested, int64 (N,); -1 for what is left out.
     """
 
     catalogue: Catalogue
     images: PreparedImages
     form: Form
     folder: Path
+    folds: np.ndarray | None = None
 
     def data(self, image_size: int) -> ImageData:
         """The splits, with how they are and what is left out as tables."""
-        data = as_image_data(self.catalogue, self.images, self.form, image_size)
+        if self.folds is None:
+            data = as_image_data(self.catalogue, self.images, self.form, image_size)
+            split = split_table(self.catalogue, SPLIT, self.catalogue.split)
+        else:
+            data = cross_validated(self.catalogue, self.folds, self.images, self.form, image_size)
+            numbers = [LEFT_OUT if fold < 0 else str(fold) for fold in self.folds.tolist()]
+            split = split_table(self.catalogue, FOLD, numbers)
         left_out = list(self.catalogue.description["left_out"].items())
-        tables = {SPLIT_FILE: split_table(self.catalogue, SPLIT, self.catalogue.split)}
+        tables = {SPLIT_FILE: split}
         return replace(data, tables=tables | ({LEFT_OUT_FILE: (("case", "reason"), left_out)} if left_out else {}))
 
 
@@ -155,14 +195,20 @@ def find_own_images(options: OwnImagesOptions, allow_missing: bool) -> OwnImages
     folder = prepared_folder(options.prepared_in, catalogue, form)
     images = prepare(catalogue.images, form, folder, options.processes)
     catalogue = without_unreadable(_with_headers(catalogue, images), images, allow_missing)
-    catalogue, notices = _split(catalogue, images, options)
+    if options.folds is None:
+        folds = None
+        catalogue, notices = _split(catalogue, images, options)
+        notices += check_classes(catalogue)
+    else:
+        folds, notices = _folds(catalogue, images, options)
+        notices += check_fold_classes(catalogue, folds)
     described = {
         **catalogue.description,
         "fit": options.fit,
         "window": _window_text(form.window),
-        "notices": [*catalogue.description["notices"], *notices, *check_classes(catalogue)],
+        "notices": [*catalogue.description["notices"], *notices],
     }
-    return OwnImages(replace(catalogue, description=described), images, form, folder)
+    return OwnImages(replace(catalogue, description=described), images, form, folder, folds)
 
 
 def _window_text(window: Window) -> str:
@@ -225,3 +271,18 @@ def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptio
         catalogue = hold_out_stratified(catalogue, part, fractions[part], options.split_seed, units)
     by = "case, as no patients are named" if catalogue.patients is None else "patient"
     return catalogue, [f"Held out of train by {by}: {' and '.join(lacking)}"]
+
+
+def _folds(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> tuple[np.ndarray, list[str]]:
+    """Take the folds of the file, or draw them over all images that can be used, whatever split they come with."""
+    if options.split_file is not None:
+        given = read_split(options.split_file, catalogue, FOLD)
+        given[list(images.absent())] = LEFT_OUT
+        numbers = check_fold_numbers(given, options.folds, f"--split-file {options.split_file}")
+        return numbers, [f"The folds are those of {options.split_file}"]
+    usable = replace(catalogue, split=np.where(catalogue.split == LEFT_OUT, LEFT_OUT, "train"))
+    numbers = fold_numbers(usable, options.folds, options.split_seed, units_of(catalogue, images.pixel_hashes()))
+    by = "case, as no patients are named" if catalogue.patients is None else "patient"
+    own = set(catalogue.split.tolist()) - {"train", LEFT_OUT}
+    pooled = ["The split that the images come with is not used: --folds tests on all of them"] if own else []
+    return numbers, [*pooled, f"Parted in {options.folds} folds by {by}"]

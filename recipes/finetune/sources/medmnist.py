@@ -1,19 +1,27 @@
 """The 2D data sets of MedMNIST, from local .npz files or downloaded by the medmnist package."""
 
+import io
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import medmnist
 import numpy as np
 from torchvision.datasets.utils import calculate_md5
 
+from ..data.catalogue import PARTS
 from ..data.images import ImageData, Split, resize
+from ..data.opening import Opened, Window
+from ..data.prepared import PreparedImages, prepare
+from ..data.squares import Form
 from ..data.tasks import Kind, Task
 from ..errors import InputError, first_line, is_main_process
 from ..files import regular_file
+from .preparing import default_prepared_dir
 from .source import DatasetOptions, Source
 
 KINDS: dict[str, Kind] = {
@@ -24,18 +32,27 @@ KINDS: dict[str, Kind] = {
 }
 # The class of a binary set that is looked for; breastmnist's class 1 is the healthy one.
 POSITIVE = {"pneumoniamnist": 1, "breastmnist": 0}
+_LARGEST_IN_MEMORY = 64  # side of the images, in pixels; of larger ones a set can be 30 GB
 NAMES = [name for name in medmnist.INFO if not name.endswith("3d")]
 
 
 def load_medmnist(
-    name: str, source_size: int, image_size: int | None, data_dir: Path | None, allow_modified: bool
+    name: str,
+    source_size: int,
+    image_size: int | None,
+    data_dir: Path | None,
+    allow_modified: bool,
+    prepared_dir: Path | None = None,
 ) -> ImageData:
     """Read the official splits of one set, at `image_size`.
+
+    Images of 28 and 64 pixels lie in memory. Larger ones are prepared once, and read by memory map.
 
     Args:
         source_size: which file, by the side of its images: 28, 64, 128 or 224 pixels.
         data_dir: where the file lies, or is put by the download; None: medmnist's own folder.
         allow_modified: accept a file whose md5 is not the one that medmnist knows.
+        prepared_dir: the folder of all prepared images.
     """
     info = medmnist.INFO[name]
     suffix = "" if source_size == 28 else f"_{source_size}"
@@ -46,15 +63,32 @@ def load_medmnist(
     found = _checked_md5(path, url, md5, allow_modified)
     classes = tuple(info["label"][str(k)] for k in range(len(info["label"])))
     task = Task(KINDS[info["task"]], classes, POSITIVE.get(name, 1))
-    with np.load(path) as arrays:
-        splits = [
-            _read_split(arrays, part, path, info, task, image_size or source_size) for part in ("train", "val", "test")
-        ]
+    size, colour = image_size or source_size, info["n_channels"] == 3
+    splits = {}
+    for part in PARTS:
+        with _part_told(path, part), np.load(path) as arrays:
+            labels = _array(arrays, f"{part}_labels")
+            source = ArrayImages(path, f"{part}_images", found)
+            if source_size <= _LARGEST_IN_MEMORY:
+                source.array = _array(arrays, f"{part}_images")
+        labels = _checked_labels(source, labels, path, part, colour, task)
+        if source.array is not None:
+            planes = np.moveaxis(source.array, -1, 1) if colour else source.array[:, None]
+            images = resize(np.ascontiguousarray(planes), size)
+        else:
+            folder = (prepared_dir or default_prepared_dir()) / f"{path.stem}-{size}px" / part
+            images = prepare(source, Form(size, decode=open_array), folder, workers=0)
+        splits[part] = Split(
+            images=images,
+            labels=labels if task.multi_label else labels[:, 0],
+            cases=[str(index) for index in range(len(labels))],
+            pixel_hashes=images.pixel_hashes() if isinstance(images, PreparedImages) else None,
+        )
 
     def own_scores(probabilities: np.ndarray) -> dict[str, float | None]:
         return _evaluator_scores(name, source_size, path.parent, probabilities)
 
-    return ImageData(name, task, *splits, files={path.name: found}, own_scores=own_scores, suite=name)
+    return ImageData(name, task, **splits, files={path.name: found}, own_scores=own_scores, suite=name)
 
 
 def _data_folder(data_dir: Path | None) -> Path:
@@ -96,17 +130,81 @@ def _checked_md5(path: Path, url: str, md5: str, allow_modified: bool) -> str:
     return found
 
 
-def _read_split(arrays: Any, part: str, path: Path, info: dict[str, Any], task: Task, image_size: int) -> Split:
+@contextmanager
+def _part_told(path: Path, part: str) -> Iterator[None]:
+    """Tell in one sentence whatever numpy and zipfile raise on a damaged file, or on one too large for the memory."""
     try:
-        images, labels = (_array(arrays, f"{part}_{kind}") for kind in ("images", "labels"))
-    except Exception as error:  # whatever numpy and zipfile raise on a damaged file, or one too large for the memory
+        yield
+    except Exception as error:
         raise InputError(
             f"{path} holds no readable {part} split ({first_line(error)}): expected {part}_images and {part}_labels"
         ) from error
-    colour = info["n_channels"] == 3
-    if images.dtype != np.uint8 or images.ndim != 3 + colour or images.shape[1] != images.shape[2] or not images.size:
+
+
+class ArrayImages:
+    """The images of an array in an .npz file, which are read one after another as they are asked for.
+
+    Attributes:
+        array: all of them, where they were read at once.
+    """
+
+    def __init__(self, path: Path, name: str, checksum: str) -> None:
+        self._path, self._name, self._checksum = path, name, checksum
+        self._stream: IO[bytes] | None = None
+        self._next = 0
+        self.array: np.ndarray | None = None
+        with self._open() as stream:
+            self.shape, self.dtype = _header(stream)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def key(self, row: int) -> str:
+        return f"{self._checksum} {self._name} {row}"
+
+    def read(self, row: int) -> bytes:
+        """One image as an .npy file. Rows that are asked for out of their order are reached by reading on to them."""
+        if self._stream is None or row < self._next:
+            self._stream, self._next = self._open(), 0
+            _header(self._stream)
+        size = int(np.prod(self.shape[1:]))
+        with _part_told(self._path, self._name.partition("_")[0]):
+            while self._next <= row:
+                pixels = self._stream.read(size)
+                self._next += 1
+            image = np.frombuffer(pixels, dtype=np.uint8).reshape(self.shape[1:])
+        encoded = io.BytesIO()
+        np.save(encoded, image)
+        return encoded.getvalue()
+
+    def _open(self) -> IO[bytes]:
+        return zipfile.ZipFile(self._path).open(f"{self._name}.npy")
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and kind of the array that begins in a stream, which is left at its first value."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read(stream)
+    if by_columns and len(shape) > 1:
+        raise ValueError("its array is stored by columns")
+    return shape, dtype
+
+
+def open_array(encoded: bytes, window: Window) -> Opened:
+    """Decode an image of ArrayImages."""
+    return Opened(np.load(io.BytesIO(encoded), allow_pickle=False))
+
+
+def _checked_labels(
+    images: ArrayImages, labels: np.ndarray, path: Path, part: str, colour: bool, task: Task
+) -> np.ndarray:
+    """The labels as int64, of images and labels that are as MedMNIST has them."""
+    shape = images.shape
+    square = len(shape) == 3 + colour and shape[1] == shape[2] and 0 not in shape
+    if images.dtype != np.uint8 or not square or (colour and shape[3] != 3):
         raise InputError(
-            f"{path} has {part}_images of {images.dtype} and shape {images.shape}: expected square uint8 images "
+            f"{path} has {part}_images of {images.dtype} and shape {shape}: expected square uint8 images "
             f"{'with three channels last' if colour else 'without a channel axis'}"
         )
     if labels.dtype.kind not in "iu":
@@ -124,12 +222,7 @@ def _read_split(arrays: Any, part: str, path: Path, info: dict[str, Any], task: 
             f"{path} has {part}_labels between {labels.min()} and {labels.max()}: expected values from 0 to "
             f"{values - 1}"
         )
-    images = np.moveaxis(images, -1, 1) if colour else images[:, None]
-    return Split(
-        images=resize(np.ascontiguousarray(images), image_size),
-        labels=labels if task.multi_label else labels[:, 0],
-        cases=[str(index) for index in range(len(images))],
-    )
+    return labels
 
 
 def _array(arrays: Any, name: str) -> np.ndarray:
@@ -158,11 +251,20 @@ def _check(options: DatasetOptions) -> None:
             f"--split-seed has no effect on {options.dataset}, which has official splits, without --limit-train: leave "
             "it out"
         )
+    if options.prepared_dir and options.source_size <= _LARGEST_IN_MEMORY:
+        raise InputError(
+            f"--prepared-dir has no effect on images of {options.source_size} pixels, which lie in memory: leave it out"
+        )
 
 
 def _load(options: DatasetOptions) -> ImageData:
     return load_medmnist(
-        options.dataset, options.source_size, options.image_size, options.data_dir, options.allow_modified
+        options.dataset,
+        options.source_size,
+        options.image_size,
+        options.data_dir,
+        options.allow_modified,
+        options.prepared_dir,
     )
 
 

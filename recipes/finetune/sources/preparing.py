@@ -39,7 +39,7 @@ class PreparedOptions(Options):
     @property
     def prepared_in(self) -> Path:
         """The folder of all prepared images."""
-        return self.prepared_dir or prepared_root()
+        return self.prepared_dir or default_prepared_dir()
 
     @property
     def processes(self) -> int:
@@ -47,8 +47,7 @@ class PreparedOptions(Options):
         return joblib.cpu_count() if self.prepare_workers is None else self.prepare_workers
 
 
-def prepared_root() -> Path:
-    """Where prepared images are kept, unless someone says otherwise."""
+def default_prepared_dir() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE) / "inmerge_optim"
 
 

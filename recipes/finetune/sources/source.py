@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from ..data.images import ImageData
@@ -18,6 +19,9 @@ class DatasetOptions(Options):
     """The file of MedMNIST to read, by the side of its images in pixels."""
     allow_modified: bool = False
     """Accept a file that is not MedMNIST's, by its md5."""
+    prepared_dir: Path | None = None
+    """Where images of 128 and 224 pixels are prepared, once, to be read by memory map. None: beside the caches of the
+    datasets library (HF_DATASETS_CACHE)."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,15 +47,18 @@ class KeptModel:
             yield torch.from_numpy(np.ascontiguousarray(values[start : start + self.batch_size])).to(self.device)
 
 
-def load_kept_model(options: Options, data: ImageData, weights: Path, precision: str = "no") -> KeptModel:
+def load_kept_model(
+    options: Options, data: ImageData, weights: Path, precision: str = "no", expected: dict[str, Any] | None = None
+) -> KeptModel:
     """The model of a stage's weights file.
 
     Args:
         precision: what the run was launched with; fp16 is none of the CPU's.
+        expected: mean and std of images, as the run has recorded them; None: what timm says today.
     """
     device = PartialState().device
     model = load_model(options, data, weights).eval().requires_grad_(False).to(device)
-    mean, std = (values.to(device) for values in channel_statistics(model.pretrained_cfg, options.in_chans))
+    mean, std = (values.to(device) for values in channel_statistics(expected or model.pretrained_cfg, options.in_chans))
     dtype = _PRECISIONS.get(precision)
     used = dtype is not None and not (precision == "fp16" and device.type == "cpu")
     return KeptModel(

@@ -1,7 +1,7 @@
 """timm models: by name, with the weights that were asked for, and able to do what the trial needs."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
@@ -11,8 +11,19 @@ from torch import nn
 from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
 
 from ..data.images import ImageData
+from ..data.tasks import Task
 from ..errors import InputError, first_line
 from ..options import Options
+
+
+class Learnt(Protocol):
+    """What a model depends on of its data: ImageData, and what a run folder tells of it."""
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def size(self) -> int: ...
 
 
 def check_model_name(name: str) -> None:
@@ -31,7 +42,7 @@ def bare_model(options: Options) -> nn.Module:
         raise InputError(f"--model {error}: choose another one") from error
 
 
-def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Module:
+def create_model(options: Options, data: Learnt, pretrained: bool) -> nn.Module:
     """The model with a new classifier for the task; `pretrained` loads --checkpoint, or else the hub's weights."""
     config = timm.get_pretrained_cfg(options.model)
     settings: dict[str, Any] = {"num_classes": len(data.task.classes), "in_chans": options.in_chans}
@@ -48,11 +59,21 @@ def create_model(options: Options, data: ImageData, pretrained: bool) -> nn.Modu
         raise InputError(f"--model {error}: choose another one") from error
 
 
-def load_model(options: Options, data: ImageData, weights: Path) -> nn.Module:
+def load_model(options: Options, data: Learnt, weights: Path) -> nn.Module:
     """The model as a stage has left it, from the weights in its folder."""
     model = create_model(options, data, pretrained=False)
     model.load_state_dict(load_file(weights))
     return model
+
+
+def origin_of(model: nn.Module, options: Options) -> dict[str, Any]:
+    """Which of timm's weights a model was begun with, by their exact tag, and what they expect of images."""
+    config = model.pretrained_cfg
+    name, tag = config.get("architecture") or options.model, config.get("tag")
+    found = {"name": f"{name}.{tag}" if tag else name, "mean": list(config["mean"]), "std": list(config["std"])}
+    if options.pretrained and not options.checkpoint:
+        found["weights"] = config.get("hf_hub_id") or config.get("url") or None
+    return found
 
 
 def use_grad_checkpointing(model: nn.Module, name: str) -> None:

@@ -1,6 +1,7 @@
 """The optimizer and the schedule of a stage, from timm's factories."""
 
 import timm.optim
+import torch
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -41,3 +42,12 @@ def create_schedule(options: Options, optimizer: Optimizer, stage: str, epochs: 
         warmup_epochs=options.warmup_epochs if stage == "backbone" else 0,
     )
     return schedule
+
+
+def last_rate(options: Options) -> float:
+    """The learning rate of the backbone's last epoch, which the arms go on at."""
+    if not options.epochs:
+        return options.lr
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=options.lr)
+    create_schedule(options, optimizer, "backbone", options.epochs).step(options.epochs - 1)
+    return optimizer.param_groups[0]["lr"]

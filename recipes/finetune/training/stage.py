@@ -17,7 +17,7 @@ from ..data.images import ImageData
 from ..errors import Diverged
 from ..judging.metrics import METRICS
 from ..options import Options
-from ..runs.layout import STATE
+from ..runs.layout import STATE, last_part
 from ..runs.results import Progress, read_result, write_curves, write_predictions, write_result
 from .arms import merge_settings
 from .checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
@@ -160,6 +160,9 @@ def _finish(session: Session, progress: Progress) -> None:
         write_curves(stage.folder, progress)
         for part, probabilities in kept.probabilities.items():
             write_predictions(stage.folder, part, data.task, data.splits[part], probabilities)
+        if stage.fold is not None and stage.kind == "arm":  # those of all folds are scored together
+            for part, probabilities in last.probabilities.items():
+                write_predictions(stage.folder, last_part(part), data.task, data.splits[part], probabilities)
         write_result(stage.folder, weights, result)
         shutil.rmtree(state, ignore_errors=True)
     accelerator.wait_for_everyone()

@@ -35,8 +35,8 @@ def tracked(accelerator: Accelerator, options: Options, folder: Path) -> Iterato
     if not accelerator.log_with:
         yield
         return
-    run, seed, arm = folder.parts[-3:]
-    name = f"{seed}/{arm}"
+    run, *of_stage = folder.parts[-4 if folder.parent.name.startswith("fold_") else -3 :]
+    name = "/".join(of_stage)
     if options.tracker == "tensorboard":
         accelerator.init_trackers(name)  # its settings would be one more run per stage, named by the time
     else:

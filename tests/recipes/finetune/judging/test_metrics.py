@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
-from finetune.judging.metrics import METRICS, choose_thresholds, per_class, score
+from finetune.judging.metrics import METRICS, choose_thresholds, operating_points, per_class, score
 from finetune.judging.summary import summarise
 from finetune.reports.terminal import table
 from finetune.runs.finished import FinishedRun
@@ -104,6 +104,29 @@ def test_calibration_of_labels_is_the_mean_over_labels() -> None:
     alone = [score(BINARY, labels[:, k], np.stack([1 - p, p], 1)) for k, p in enumerate(probabilities.T)]
     for metric in ("log_loss", "brier", "ece", "auprc"):
         assert scores[metric] == pytest.approx(np.mean([figures[metric] for figures in alone]))
+
+
+def test_a_label_without_cases_is_left_out_of_every_mean() -> None:
+    """Of calibration and losses as of AUROC; accuracy is over all."""
+    rng = np.random.default_rng(0)
+    labels, probabilities = rng.integers(0, 2, (50, 3)), rng.random((50, 3))
+    labels[:, 1] = 0
+    scored = score(Task("multi-label", ("a", "c")), labels[:, [0, 2]], probabilities[:, [0, 2]])
+    scores = score(LABELS, labels, probabilities)
+    for metric in set(METRICS) - {"accuracy"}:
+        assert scores[metric] == pytest.approx(scored[metric]), metric
+    assert score(LABELS, 0 * labels, probabilities)["log_loss"] is not None  # the epoch is kept by it
+
+
+def test_operating_points_are_chosen_for_binary_tasks_and_labels() -> None:
+    labels, positive = np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.35, 0.8])
+    both = np.stack([1 - positive, positive], axis=1)
+    assert operating_points(BINARY, labels, both) == {1: 0.35}
+    assert operating_points(BINARY, 0 * labels, both) == {1: 0.5}
+    assert operating_points(CLASSES, labels, np.eye(3)[labels]) == {}
+    labels = np.stack([labels, 1 - labels, 0 * labels], axis=1)
+    found = operating_points(LABELS, labels, np.tile(positive[:, None], 3))
+    assert found == {0: 0.35, 1: 0.1, 2: 0.5}
 
 
 def test_thresholds_are_the_best_on_validation_and_stay_on_test() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import medmnist
 import numpy as np
 import pytest
@@ -66,3 +68,35 @@ def test_twins_are_named_and_their_training_copies_dropped(shared_file, name: st
     assert copies
     assert set(data.train.cases) - set(clean.train.cases) == copies
     assert clean.test.cases == data.test.cases
+
+
+@pytest.mark.parametrize(("name", "colour"), [("pathmnist", True), ("octmnist", False)])
+def test_large_images_are_read_by_memory_map(made_medmnist, tmp_path, monkeypatch, name: str, colour: bool) -> None:
+    """Never all of them at once: neither when they are prepared, nor when they are read."""
+    monkeypatch.setattr("finetune.data.prepared._BATCH", 8)
+    folder = made_medmnist(name, colour=colour, classes=4, size=224, cases=70)
+    whole = 70 * 224 * 224 * (3 if colour else 1)
+    tracemalloc.start()
+    data = load_medmnist(name, 224, 56, folder, True, tmp_path / "prepared")
+    data = load_medmnist(name, 224, None, folder, True, tmp_path / "prepared")
+    for start in range(0, 70, 10):
+        data.train.images[list(range(start, start + 10))]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < whole / 2 + 3e6  # beside the images
+    with np.load(folder / f"{name}_224.npz") as arrays:
+        for part, split in data.splits.items():
+            images = split.images[list(range(70))]
+            expected = arrays[f"{part}_images"]
+            np.testing.assert_array_equal(images.transpose(0, 2, 3, 1) if colour else images[:, 0], expected)
+            np.testing.assert_array_equal(split.labels, arrays[f"{part}_labels"][:, 0])
+    assert data.size == 224
+    assert not find_leaks(data)
+
+
+def test_prepared_images_are_resized_as_those_in_memory(made_medmnist, tmp_path, monkeypatch) -> None:
+    folder = made_medmnist("pathmnist", colour=True, classes=4, size=128, cases=5)
+    prepared = load_medmnist("pathmnist", 128, 28, folder, True, tmp_path)
+    monkeypatch.setattr("finetune.sources.medmnist._LARGEST_IN_MEMORY", 224)
+    in_memory = load_medmnist("pathmnist", 128, 28, folder, True)
+    np.testing.assert_array_equal(prepared.test.images[list(range(5))], in_memory.test.images)

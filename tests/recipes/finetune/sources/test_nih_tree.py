@@ -187,7 +187,7 @@ def test_validation_depends_on_the_split_seed_alone(tree: Path, tmp_path: Path) 
 def test_the_run_folder_learns_the_counts(tree: Path, tmp_path: Path) -> None:
     data = load(tree, tmp_path)
     for part, split in data.splits.items():
-        counts = data.description["splits"][part]
+        counts = data.counts[part]
         assert counts["images"] == len(split)
         assert counts["patients"] == len(split) // 2
         assert counts["labels"]["Mass"] == split.labels[:, LABELS.index("Mass")].sum()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 from finetune.options import Options
 from finetune.training.optim import create_schedule
+from finetune.training.plan import arm_stage
 
 
 @pytest.mark.parametrize("milestones", [(1, 3), (3, 1), (2,)])
@@ -20,3 +24,18 @@ def test_the_rate_falls_after_its_milestones(milestones: tuple[int, ...]) -> Non
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"]), f"epoch {epoch + 1}"
         theirs.step()
         expected.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0.01),
+        ({"sched": "multistep", "decay_milestones": (10, 15), "epochs": 20}, 1e-4),
+        ({"sched": "multistep", "decay_milestones": (10, 15), "epochs": 20, "inmerge_lr": 0.003}, 0.003),
+        ({"sched": "cosine", "epochs": 20}, 0.01 * (1 + math.cos(math.pi * 19 / 20)) / 2),
+        ({"sched": "multistep", "decay_milestones": (10,), "epochs": 0}, 0.01),
+    ],
+)
+def test_arms_go_on_at_the_rate_that_the_backbone_ends_with(settings: dict[str, object], expected: float) -> None:
+    stage = arm_stage(Options(**settings), Path("run"), 0, "inmerge")
+    assert stage.lr == pytest.approx(expected)

@@ -1,0 +1,138 @@
+"""What a finished run's kept model says of image files: prepared, seen and called as the run's own test images were."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from .data import tasks
+from .data.opening import Unreadable, read_file
+from .data.squares import form_of, make_square
+from .errors import InputError, first_line
+from .judging.metrics import operating_points
+from .options import BASELINE, Options
+from .runs.finished import FinishedRun
+from .runs.layout import WEIGHTS
+from .sources.dicom import image_opener
+from .training.batches import channel_statistics, crop, model_input
+from .training.models import load_model
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A kept model of a run, by its seed and arm."""
+
+    run: FinishedRun
+    seed: int
+    arm: str
+
+    @property
+    def task(self) -> tasks.Task:
+        return self.run.task
+
+    @property
+    def size(self) -> int:
+        """Side of what the model sees."""
+        return self.preprocessing["image_size"]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """How an image becomes what the model sees, as the run's source recorded it."""
+        if "preprocessing" not in self.run.description:
+            raise InputError(
+                f"{self.run.folder} doesn't say how its images were prepared, as runs of inmerge_optim 0.1 don't: "
+                "repeat it with this version"
+            )
+        return self.run.description["preprocessing"]
+
+    @cached_property
+    def options(self) -> Options:
+        known = {field.name for field in fields(Options)}
+        return Options(**{name: value for name, value in self.run.options.items() if name in known})
+
+    @property
+    def batch_size(self) -> int:
+        """That of the run's own predictions: the same operations give the same bits."""
+        processes = self.run.versions["launch"].get("processes", 1)
+        return max(1, self.options.batch_size // self.options.grad_accum_steps // processes)
+
+    @property
+    def thresholds(self) -> dict[int, float]:
+        """See operating_points; from the model's predictions on validation."""
+        val = self.run.validation[self.arm][self.run.seeds.index(self.seed)]
+        return operating_points(self.task, val.labels, val.probabilities)
+
+
+def kept_model(run: FinishedRun, seed: int | None, arm: str | None) -> Kept:
+    """The model of a seed, by default the first, and an arm, by default the only one beside the baseline."""
+    if seed is None:
+        seed = run.seeds[0]
+    if arm is None:
+        arm = run.other_arms[0] if len(run.other_arms) == 1 else BASELINE if not run.other_arms else None
+    for option, value, known in (("--seed", seed, run.seeds), ("--arm", arm, run.arms)):
+        if value not in known:
+            given = "is not given" if value is None else f"{value} is none of the run's"
+            raise InputError(f"{option} {given}: choose from {', '.join(map(str, known))}")
+    return Kept(run, seed, arm)
+
+
+def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    """The probabilities of each image, float64 (outputs,), and of what can't be used why not."""
+    launch = kept.run.versions["launch"]
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=launch.get("precision"))
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    model = load_model(kept.options, kept, kept.run.stage(kept.seed, kept.arm) / WEIGHTS)
+    memory_format = torch.channels_last if kept.options.channels_last else torch.contiguous_format
+    expected = kept.run.versions.get("model") or model.pretrained_cfg
+    mean, std = (x.to(accelerator.device) for x in channel_statistics(expected, kept.options.in_chans))
+    model = accelerator.prepare_model(model.to(memory_format=memory_format), evaluation_mode=True).eval()
+    form = form_of(kept.preprocessing, image_opener())
+    found, left_out = {}, {}
+    for start in range(0, len(paths), kept.batch_size):
+        squares = {}
+        for path in paths[start : start + kept.batch_size]:
+            try:
+                planes = np.frombuffer(make_square(_content(path), form).image, dtype=np.uint8)
+            except Unreadable as reason:
+                left_out[path] = str(reason)
+                continue
+            planes = planes.reshape(-1, form.side, form.side)
+            squares[path] = np.repeat(planes, 1 if form.grey else 3 // len(planes), axis=0)
+        if squares:
+            images = torch.from_numpy(np.stack(list(squares.values()))).to(accelerator.device)
+            inputs = model_input(crop(images, kept.size), mean, std).contiguous(memory_format=memory_format)
+            with torch.no_grad():
+                logits = model(inputs).float()
+            found |= dict(zip(squares, tasks.probabilities(kept.task, logits), strict=True))
+    return found, left_out
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_file(str(path))
+    except OSError as error:
+        raise Unreadable(f"can't be read now: {first_line(error)}") from error
+
+
+def table_of(kept: Kept, found: dict[Path, np.ndarray]) -> tuple[list[str], list[list[Any]]]:
+    """Header and rows of predictions.csv: the probabilities as in predictions_test.csv, and what they are called.
+
+    `predicted` is the likeliest class. Of a binary task `above_threshold`, and of labels `above_<name>`, says whether
+    the probability reaches the threshold that was chosen on validation.
+    """
+    task, thresholds = kept.task, kept.thresholds
+    names = task.classes if task.multi_label else range(len(task.classes))
+    header = ["image", *(f"prob_{name}" for name in names)]
+    header += [] if task.multi_label else ["predicted"]
+    header += [f"above_{task.classes[k]}" if task.multi_label else "above_threshold" for k in thresholds]
+    rows = []
+    for path, likely in found.items():
+        called = [] if task.multi_label else [task.classes[int(likely.argmax())]]
+        rows.append([str(path), *likely.tolist(), *called, *(int(likely[k] >= cut) for k, cut in thresholds.items())])
+    return header, rows
