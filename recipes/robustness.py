@@ -35,7 +35,9 @@ class RobustnessOptions:
     data_dir: Path | None = None
     """The folder with the data, where they have moved since the run."""
     prepared_dir: Path | None = None
-    """Where corrupted images are kept, and prepared ones lie. None: beside the caches of the datasets library."""
+    """Where the run's prepared images lie, where that is elsewhere than at the run."""
+    corrupted_dir: Path | None = None
+    """Where corrupted images are kept. None: beside the caches of the datasets library (HF_DATASETS_CACHE)."""
     keep: bool = True
     """Keep the corrupted images for other models and calls (5 times the test set for each corruption)."""
 
@@ -48,10 +50,12 @@ def main(argv: list[str] | None = None) -> None:
 def _run(options: RobustnessOptions) -> None:
     if not options.runs:
         raise InputError("no run folder is given: name one or more, as python recipes/robustness.py runs/NAME")
-    elsewhere = {"data_dir": options.data_dir, "prepared_dir": options.prepared_dir}
-    elsewhere = {name: path and whole(f"--{name.replace('_', '-')}", path) for name, path in elsewhere.items()}
-    root = elsewhere["prepared_dir"] or default_prepared_dir()
-    wanted = Wanted(options.corruptions, options.attack_levels, elsewhere, root if options.keep else None)
+    places = {name: getattr(options, name) for name in ("data_dir", "prepared_dir", "corrupted_dir")}
+    places = {name: path and whole(f"--{name.replace('_', '-')}", path) for name, path in places.items()}
+    keep_in = places.pop("corrupted_dir") or default_prepared_dir()
+    if options.corrupted_dir and not options.keep:
+        raise InputError("--corrupted-dir has no effect with --no-keep: leave out one of both")
+    wanted = Wanted(options.corruptions, options.attack_levels, places, keep_in if options.keep else None)
     check_wanted(wanted)
     folders = [whole("a run folder", folder) for folder in options.runs]
     for folder in folders:

@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from .data.images import ImageData
+from .data.label_noise import with_label_noise
 from .data.twins import settle_leaks
 from .errors import InputError, damage_told, first_line
 from .judging.metrics import has_auroc
@@ -141,7 +142,8 @@ def _run_or_go_on(
         judged_before = _is_judged(run, options)
     if not judged_before:
         with accelerator.main_process_first() if main_first else nullcontext():
-            data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
+            data = _settle_leaks(accelerator, options, load_data())
+            data = _limit_train(options, with_label_noise(data, options.label_noise, options.split_seed))
         model = _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
         with damage_told(run):
             check_same_data(run, data)
