@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test portable lint bench
+.PHONY: demo test portable lint bench mutants
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -24,6 +24,11 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/step_cost.py
+
+# What the tests don't notice of a change in the method; hours on one core (docs/development.md).
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[mutation]"
+	$(BIN)/mutmut run --max-children 2
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
+_NO_ORDER: Indices = np.empty(0, np.int64)
+
 
 class Pairs(NamedTuple):
     """The random choices of one step for one layer.
@@ -71,28 +73,35 @@ def draw_layers(
         rng: the generator that draws; it advances.
         ordered: whether a permutation of its pairs is drawn as well, of each.
     """
-    start, size, ends = _group_table(tuple(layers))
-    prob = np.repeat(np.asarray(merge_probs, np.float64), [kernels for kernels, _ in layers])
-    uniforms, roundings = rng.random(len(start)), rng.random(len(layers))
+    before, start, size, kernels, ends = _group_table(tuple(layers))
+    prob = np.repeat(np.asarray(merge_probs, np.float64), kernels)
+    uniforms, roundings = rng.random(len(start)), rng.random(len(layers)).tolist()
     picked = np.flatnonzero((uniforms < prob) & (size > 1))
     # Below p a uniform number is uniform there: where it lies says which of the others, the kernel itself left out.
-    start, size = start[picked], size[picked]
+    before, start, size = before[picked], start[picked], size[picked]
     place = np.minimum(uniforms[picked] * (size - 1) / prob[picked], size - 2).astype(np.int64)
     partners = start + place + (start + place >= picked)
-    cuts, pairs = [0, *np.searchsorted(picked, ends).tolist()], []
-    for index, (kernels, _) in enumerate(layers):
-        own, before = slice(cuts[index], cuts[index + 1]), ends[index] - kernels
-        order = rng.permutation(own.stop - own.start) if ordered[index] else np.empty(0, np.int64)
-        pairs.append(Pairs(picked[own] - before, partners[own] - before, float(roundings[index]), order))
+    cuts = [0, *np.searchsorted(picked, ends).tolist()]
+    picked, partners = picked - before, partners - before
+    pairs = []
+    for own, rounding, wanted in zip(map(slice, cuts, cuts[1:]), roundings, ordered, strict=True):
+        order = rng.permutation(own.stop - own.start) if wanted else _NO_ORDER
+        pairs.append(Pairs(picked[own], partners[own], rounding, order))
     return pairs
 
 
 @lru_cache(maxsize=16)
-def _group_table(layers: tuple[tuple[int, int], ...]) -> tuple[Indices, Indices, Indices]:
-    """Number the kernels of all layers through; return each one's first of its group, its group's size, and the ends.
+def _group_table(layers: tuple[tuple[int, int], ...]) -> tuple[Indices, ...]:
+    """Number the kernels of all layers through.
 
     The arrays are shared between the callers, who don't write to them.
+
+    Returns:
+        Of each kernel: the first kernel of its layer, the first of its group, and its group's size. Of each layer: how
+        many kernels it has, and where they end.
     """
+    kernels = np.array([kernels for kernels, _ in layers])
+    ends = np.cumsum(kernels)
     sizes = np.repeat([kernels // groups for kernels, groups in layers], [groups for _, groups in layers])
     starts = np.cumsum(sizes) - sizes
-    return np.repeat(starts, sizes), np.repeat(sizes, sizes), np.cumsum([kernels for kernels, _ in layers])
+    return np.repeat(ends - kernels, kernels), np.repeat(starts, sizes), np.repeat(sizes, sizes), kernels, ends

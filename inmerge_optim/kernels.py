@@ -15,12 +15,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.drawing import Indices, Pairs
 from inmerge_optim.merging import (
     COSINE_UNIT,
@@ -82,7 +84,7 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
         device, rows = layer.weight.device, _as_rows(layer)
         if rows is not None and device.type == "cpu":
             on_host[index] = rows
-        elif rows is not None and not layer.rule.needs_order and _triton_merge(device):
+        elif rows is not None and not layer.rule.needs_order and not layer.channels and _triton_merge(device):
             on_gpu.setdefault((device, layer.weight.dtype), {})[index] = rows
         else:
             tallies.on(device)[index] += merge_layer_(layer)
@@ -95,29 +97,38 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
 
 def _as_rows(layer: DrawnLayer) -> DrawnLayer | None:
     """View a layer's kernels as rows, (n, d), in the order of their weights in memory; None where they are none."""
-    weight, donors = layer.weight, layer.donors
+    weight, pairs, rule, donors, channels = layer
     if type(weight) is not Tensor or not weight.numel():
         return None
     if not weight.is_contiguous():  # channels_last, for one
         weight = weight.permute(0, *sorted(range(1, weight.dim()), key=weight.stride, reverse=True))
         if donors is not None or not weight[0].is_contiguous():
             return None
-    length = weight.shape[1:].numel()
-    return layer._replace(weight=weight.view(-1, length), donors=None if donors is None else donors.view(-1, length))
+    length = weight.numel() // weight.shape[0]
+    donors = donors if donors is None else donors.view(-1, length)
+    return DrawnLayer(weight.view(-1, length), pairs, rule, donors, channels)
 
 
 def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
     """Merge weights in the host's memory, seen as rows."""
-    drawn, counts = list(layers.values()), tallies.numpy()
-    ends = np.cumsum([layer.pairs.picked.size for layer in drawn]).tolist()
-    spans = [slice(end - layer.pairs.picked.size, end) for layer, end in zip(drawn, ends, strict=True)]
+    # Kernels of one length stand together, so that their products are computed together.
+    indices, drawn = zip(*sorted(layers.items(), key=lambda item: _form(item[1])), strict=True)
+    ends = np.cumsum([layer.pairs.picked.size for layer in drawn])
+    spans = [slice(end - layer.pairs.picked.size, end) for layer, end in zip(drawn, ends.tolist(), strict=True)]
     with np.errstate(all="ignore"):
         cosines, accepted = _judge(drawn, spans)
-    for index, layer, span in zip(layers, drawn, spans, strict=True):
+    for place in np.unique(np.searchsorted(ends, np.flatnonzero(accepted), side="right")).tolist():
+        index, layer, span = indices[place], drawn[place], spans[place]
         chosen = np.flatnonzero(accepted[span])
-        if chosen.size:
-            _blend_(layer, chosen)
-            counts[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
+        _blend_(layer, chosen)
+        for values in layer.channels:
+            _blend_(layer._replace(weight=values.view(-1, 1), donors=None), chosen)
+        tallies.numpy()[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
+
+
+def _form(layer: DrawnLayer) -> tuple[bool, int]:
+    """Return what the products of two layers must have in common to be computed together."""
+    return layer.weight.dtype == torch.float64, layer.weight.shape[1]
 
 
 def _judge(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Floats, _Mask]:
@@ -147,28 +158,34 @@ def _judge(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Float
 def _products(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Floats, _Floats, _Floats]:
     """Return the dot products of the drawn pairs, and the squared norms of their kernels and of the partners."""
     products = np.empty((3, spans[-1].stop))
-    for layer, span in zip(layers, spans, strict=True):
-        step = max(1, _BLOCK // layer.weight.shape[1])
-        for start in range(span.start, span.stop, step):
-            stop = min(start + step, span.stop)
-            pairs = slice(start - span.start, stop - span.start)
-            own = _gather(layer.weight, layer.pairs.picked[pairs])
-            donors = _gather(layer.weight if layer.donors is None else layer.donors, layer.pairs.partners[pairs])
-            for row, (left, right) in enumerate(((own, donors), (own, own), (donors, donors))):
-                products[row, start:stop] = _dots(left, right)
+    for (wide, length), several in groupby(zip(layers, spans, strict=True), lambda item: _form(item[0])):
+        group = list(several)
+        first, last, room = group[0][1].start, group[-1][1].stop, max(1, _BLOCK // length)
+        # Rows are gathered into the same two blocks again and again: they stay in the cache, of any number of layers.
+        own, donors = np.empty((2, min(room, last - first), length), np.float64 if wide else np.float32)
+        for layer, span in group:
+            at = span.start
+            while at < span.stop:
+                low = (at - first) % room
+                high = min(low + span.stop - at, room)
+                pairs = slice(at - span.start, at - span.start + high - low)
+                _gather(layer.weight, layer.pairs.picked[pairs], own[low:high])
+                rows = layer.weight if layer.donors is None else layer.donors
+                _gather(rows, layer.pairs.partners[pairs], donors[low:high])
+                at += high - low
+                if high == room or at == last:
+                    left, right, block = own[:high], donors[:high], products[:, at - high : at]
+                    block[0], block[1], block[2] = _dots(left, right), _dots(left, left), _dots(right, right)
     dots, own_squares, donor_squares = products
     return dots, own_squares, donor_squares
 
 
-def _gather(rows: Tensor, indices: Indices) -> npt.NDArray[np.floating]:
-    """Copy rows, in float32 at least."""
-    gathered: npt.NDArray[np.floating]
+def _gather(rows: Tensor, indices: Indices, out: npt.NDArray[np.floating]) -> None:
+    """Copy rows into ``out``, which is of float32 at least."""
     if rows.dtype in (torch.float32, torch.float64) and rows.is_contiguous():
-        gathered = rows.numpy().take(indices, 0)
+        rows.numpy().take(indices, 0, out, mode="clip")  # any other mode copies once more
     else:
-        copied = rows.index_select(0, torch.from_numpy(indices))
-        gathered = copied.to(torch.promote_types(rows.dtype, torch.float32)).numpy()
-    return gathered
+        torch.from_numpy(out).copy_(rows.index_select(0, torch.from_numpy(indices)))
 
 
 def _dots(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -231,7 +248,7 @@ def _triton_merge(device: torch.device) -> Callable[[Mapping[int, DrawnLayer], T
         warnings.warn(
             f"Triton can't run on {device} ({type(error).__name__}: {error}), so kernels are merged by torch's own "
             "operations, some thirty per layer; INMERGE_TRITON=0 in the environment chooses them without this warning",
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
         return None
     return merge_on_gpu_

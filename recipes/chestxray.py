@@ -8,11 +8,7 @@ from functools import partial
 
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
-from finetune.reports.chestxray14 import chestxray_sections
-from finetune.sources.chestxray14 import ChestXrayOptions, check_chestxray14, load_chestxray14
-from finetune.sources.nih_labels import NAME
-from finetune.sources.nih_tree import read_boxes
-from finetune.trial import check_trial, run_trial
+from finetune.sources.options import ChestXrayOptions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,6 +17,13 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: ChestXrayOptions) -> None:
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.reports.chestxray14 import chestxray_sections
+    from finetune.sources.chestxray14 import check_chestxray14, load_chestxray14
+    from finetune.sources.nih_labels import NAME
+    from finetune.sources.nih_tree import read_boxes
+    from finetune.trial import check_trial, run_trial
+
     check_chestxray14(options)
     if options.prepare_only:
         check_trial(options)

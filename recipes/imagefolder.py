@@ -6,10 +6,7 @@ accelerate launch recipes/imagefolder.py --data-dir my_images --model resnet18 -
 
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
-from finetune.reports.look import look_at
-from finetune.reports.own_images import own_sections
-from finetune.sources.imagefolder import OwnImagesOptions, check_own_images, find_own_images, load_own_images, name_of
-from finetune.trial import run_trial
+from finetune.sources.options import OwnImagesOptions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,8 +15,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: OwnImagesOptions) -> None:
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.reports.look import look_at
+    from finetune.reports.own_images import own_sections
+    from finetune.sources.imagefolder import check_own_images, find_own_images, load_own_images, name_of
+    from finetune.trial import check_trial, run_trial
+
     check_own_images(options)
     if options.prepare_only:
+        check_trial(options)
         print(look_at(find_own_images(options, allow_missing=True), options.image_size))
         return
     run_trial(

@@ -6,9 +6,7 @@ accelerate launch recipes/medmnist2d.py --config recipes/configs/paper_medmnist.
 
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
-from finetune.sources.named import check_dataset, load_dataset
-from finetune.sources.source import DatasetOptions
-from finetune.trial import run_trial
+from finetune.sources.options import DatasetOptions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -17,6 +15,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: DatasetOptions) -> None:
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.sources.named import check_dataset, load_dataset
+    from finetune.trial import run_trial
+
     check_dataset(options)
     run_trial(options, lambda: load_dataset(options), f"{options.dataset}-{options.model}")
 

@@ -6,16 +6,16 @@ python recipes/predict.py runs/mine scan.dcm folder_of_images --seed 2 --arm bas
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
-from finetune.data.catalogue import check_complete
 from finetune.errors import InputError, damage_told, exit_on_input_error
 from finetune.files import check_written_here, write_csv
 from finetune.options import whole
-from finetune.prediction import Kept, kept_model, predict_files, table_of
-from finetune.runs.finished import FinishedRun
-from finetune.sources.folders import find_image_files
 from tyro.conf import Positional
+
+if TYPE_CHECKING:
+    from finetune.prediction import Kept
 
 
 @dataclass(kw_only=True)
@@ -42,6 +42,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(options: PredictOptions) -> None:
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.data.catalogue import check_complete
+    from finetune.prediction import kept_model, predict_files, table_of
+    from finetune.runs.finished import FinishedRun
+
     output = whole("--output", options.output)
     check_written_here(output, b"image,prob_")
     paths = _files([whole("an image", path) for path in options.images])
@@ -60,6 +65,8 @@ def _files(given: list[Path]) -> list[Path]:
     """The files, and those of the folders, each once."""
     if not given:
         raise InputError("no image is given: name files or folders after the run folder")
+    from finetune.sources.folders import find_image_files
+
     found: list[Path] = []
     for path in given:
         inside = [Path(file.path) for file in find_image_files(path)[0]] if path.is_dir() else [path]
@@ -69,7 +76,7 @@ def _files(given: list[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _sentence(kept: Kept, count: int) -> str:
+def _sentence(kept: "Kept", count: int) -> str:
     cuts = [f"{kept.task.classes[k]} from {cut:.4g}" for k, cut in kept.thresholds.items()]
     thresholds = f"; called positive, as chosen on validation: {', '.join(cuts)}" if cuts else ""
     images = "1 image" if count == 1 else f"{count:,} images"

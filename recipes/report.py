@@ -9,16 +9,14 @@ python recipes/report.py --plan runs/pneumoniamnist-resnet18 --margin 0.005
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from finetune.errors import InputError, damage_told, exit_on_input_error
 from finetune.options import whole
-from finetune.reports.pages import check_side_by_side, write_report, write_side_by_side
-from finetune.reports.plan import plan_text
-from finetune.runs.finished import FinishedRun
-from finetune.runs.lock import hold_run
-from finetune.runs.summaries import write_summary
+
+if TYPE_CHECKING:
+    from finetune.runs.finished import FinishedRun
 
 
 @dataclass(kw_only=True)
@@ -50,6 +48,9 @@ def _run(options: ReportOptions) -> None:
         raise InputError("no run folder is given: name one or more, as python recipes/report.py runs/NAME")
     if options.output.suffix != ".html":
         raise InputError(f"--output {options.output} must end in .html")
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.reports.pages import check_side_by_side, write_side_by_side
+
     output = whole("--output", options.output)
     if len(options.runs) > 1:
         check_side_by_side(output)
@@ -59,7 +60,12 @@ def _run(options: ReportOptions) -> None:
         print(output)
 
 
-def _write(folder: Path) -> FinishedRun:
+def _write(folder: Path) -> "FinishedRun":
+    from finetune.reports.pages import write_report
+    from finetune.runs.finished import FinishedRun
+    from finetune.runs.lock import hold_run
+    from finetune.runs.summaries import write_summary
+
     with hold_run(folder), damage_told(folder):
         run = FinishedRun(folder)
         write_summary(run.folder, run.summary)
@@ -72,6 +78,9 @@ def _plan(options: ReportOptions) -> str:
         raise InputError("--plan makes no report: leave out the other run folders")
     if options.margin is not None and not options.margin > 0:
         raise InputError(f"--margin must be above 0, not {options.margin:g}")
+    from finetune.reports.plan import plan_text
+    from finetune.runs.finished import FinishedRun
+
     return plan_text(FinishedRun(options.plan), options.margin)
 
 

@@ -6,20 +6,14 @@ python recipes/robustness.py runs/a runs/b --corruptions gaussian_noise jpeg_com
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from finetune.errors import InputError, damage_told, exit_on_input_error
 from finetune.options import whole
-from finetune.reports.pages import write_report
-from finetune.reports.robustness import robustness_sections, robustness_table
-from finetune.robustness import RunScorer, Wanted, check_wanted, check_weights, open_data, summarise_run
-from finetune.runs.finished import FinishedRun
-from finetune.runs.layout import REPORT, ROBUSTNESS
-from finetune.runs.lock import hold_run
-from finetune.runs.sections import write_sections
-from finetune.runs.summaries import write_summary
-from finetune.sources.preparing import default_prepared_dir
+
+if TYPE_CHECKING:
+    from finetune.robustness import Wanted
 
 
 @dataclass(kw_only=True)
@@ -50,22 +44,36 @@ def main(argv: list[str] | None = None) -> None:
 def _run(options: RobustnessOptions) -> None:
     if not options.runs:
         raise InputError("no run folder is given: name one or more, as python recipes/robustness.py runs/NAME")
-    places = {name: getattr(options, name) for name in ("data_dir", "prepared_dir", "corrupted_dir")}
-    places = {name: path and whole(f"--{name.replace('_', '-')}", path) for name, path in places.items()}
-    keep_in = places.pop("corrupted_dir") or default_prepared_dir()
     if options.corrupted_dir and not options.keep:
         raise InputError("--corrupted-dir has no effect with --no-keep: leave out one of both")
-    wanted = Wanted(options.corruptions, options.attack_levels, places, keep_in if options.keep else None)
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.robustness import Wanted, check_wanted, check_weights
+    from finetune.runs.finished import FinishedRun
+    from finetune.sources.options import default_prepared_dir
+
+    places = {name: getattr(options, name) for name in ("data_dir", "prepared_dir", "corrupted_dir")}
+    places = {name: path and whole(f"--{name.replace('_', '-')}", path) for name, path in places.items()}
+    keep_in = (places.pop("corrupted_dir") or default_prepared_dir()) if options.keep else None
+    wanted = Wanted(options.corruptions, options.attack_levels, places, keep_in)
     check_wanted(wanted)
     folders = [whole("a run folder", folder) for folder in options.runs]
-    for folder in folders:
+    for folder in folders:  # all of them, before the first is scored
         with damage_told(folder):
             check_weights(FinishedRun(folder))
     for folder in folders:
         _score(folder, wanted)
 
 
-def _score(folder: Path, wanted: Wanted) -> None:
+def _score(folder: Path, wanted: "Wanted") -> None:
+    from finetune.reports.pages import write_report
+    from finetune.reports.robustness import robustness_sections, robustness_table
+    from finetune.robustness import RunScorer, open_data, summarise_run
+    from finetune.runs.finished import FinishedRun
+    from finetune.runs.layout import REPORT, ROBUSTNESS
+    from finetune.runs.lock import hold_run
+    from finetune.runs.sections import write_sections
+    from finetune.runs.summaries import write_summary
+
     with hold_run(folder):
         with damage_told(folder):
             run = FinishedRun(folder)

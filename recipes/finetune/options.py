@@ -145,6 +145,8 @@ def parse_options(kind: type[SomeOptions], argv: list[str] | None = None) -> Som
 def _with_whole_paths(options: SomeOptions) -> SomeOptions:
     """With ~ expanded in every path, here and nowhere else: not all libraries do it."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    if (values.get("hub") or "").startswith("~"):  # a folder, where others are names on the hub
+        values["hub"] = str(whole("--hub", Path(values["hub"])))
     texts = {name: value for name, value in values.items() if isinstance(value, str | Path)}
     return dataclasses.replace(options, **{name: whole(f"--{_flag(name)}", value) for name, value in texts.items()})
 
@@ -173,6 +175,7 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
     """A config file as command-line words, so that one parser coerces and checks the values of both."""
     known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     words: list[str] = []
+    names: set[str] = set()
     try:
         content = read_yaml(path)
     except InputError as error:
@@ -185,6 +188,9 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
         name = str(key).replace("-", "_")
         if name not in known:
             raise InputError(f"--config {path} sets the unknown option {key!r}{near_names(name, known)}")
+        if name in names:
+            raise InputError(f"--config {path} sets {name} twice: leave out one of both")
+        names.add(name)
         try:
             words += _as_words(_flag(name), value)
         except ValueError as error:
@@ -196,7 +202,7 @@ def _as_words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(part, list | dict) for part in values):
+    if any(isinstance(part, list | dict | set | bytes) for part in values):
         raise ValueError("expected one value, or a list of them")
     words = [str(part) for part in values]
     if any(word.startswith("--") for word in words):

@@ -64,21 +64,27 @@ class Kept:
     @property
     def thresholds(self) -> dict[int, float]:
         """See operating_points; from the model's predictions on validation."""
-        val = self.run.validation[self.arm][self.run.seeds.index(self.seed)]
+        val = self.run.validation[self.arm][self.run.finished_seeds(self.arm).index(self.seed)]
         return operating_points(self.task, val.labels, val.probabilities)
 
 
 def kept_model(run: FinishedRun, seed: int | None, arm: str | None) -> Kept:
-    """The model of a seed, by default the first, and an arm, by default the only one beside the baseline."""
-    if seed is None:
-        seed = run.seeds[0]
+    """The model of an arm, by default the only one beside the baseline, and a seed, by default the first there is."""
     if arm is None:
-        arm = run.other_arms[0] if len(run.other_arms) == 1 else BASELINE if not run.other_arms else None
-    for option, value, known in (("--seed", seed, run.seeds), ("--arm", arm, run.arms)):
-        if value not in known:
-            given = "is not given" if value is None else f"{value} is none of the run's"
-            raise InputError(f"{option} {given}: choose from {', '.join(map(str, known))}")
+        others = [found for found in run.arms if found != BASELINE]
+        arm = others[0] if len(others) == 1 else BASELINE if not others else None
+    _check_known("--arm", arm, run.arms)
+    seeds = run.finished_seeds(arm)
+    if seed is None:
+        seed = seeds[0]
+    _check_known("--seed", seed, seeds)
     return Kept(run, seed, arm)
+
+
+def _check_known(option: str, value: int | str | None, known: Sequence[int | str]) -> None:
+    if value not in known:
+        given = "is not given" if value is None else f"{value} is none of the run's"
+        raise InputError(f"{option} {given}: choose from {', '.join(map(str, known))}")
 
 
 def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:

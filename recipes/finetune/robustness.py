@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +73,17 @@ def check_wanted(wanted: Wanted) -> None:
 
 def check_weights(run: FinishedRun) -> None:
     """Refuse a run that has lost the weights of a stage."""
-    for seed, arm in product(run.seeds, run.arms):
+    if not run.arms:
+        raise InputError(f"all arms of the run in {run.folder} diverged in all seeds: there is nothing to score")
+    for seed, arm in _stages(run):
         for path in _weights(run, seed, arm):
             if not path.is_file():
                 raise InputError(f"{path} is not there, by which the run would be scored: put it back, or train anew")
+
+
+def _stages(run: FinishedRun) -> list[tuple[int, str]]:
+    """Seeds and arms, without those that diverged."""
+    return [(seed, arm) for seed in run.seeds for arm in run.arms if seed in run.finished_seeds(arm)]
 
 
 def _weights(run: FinishedRun, seed: int, arm: str) -> list[Path]:
@@ -94,7 +100,7 @@ def open_data(run: FinishedRun, wanted: Wanted) -> tuple[Options, ImageData]:
         raise InputError(
             f"{run.folder} was trained on the files {begun}, not {data.files} (by checksum): say where its own data lie"
         )
-    test = run.predictions[BASELINE][0]
+    test = run.predictions[run.arms[0]][0]
     if data.test.cases != test.cases or not np.array_equal(data.test.labels, test.labels):
         raise InputError(
             f"{run.folder} was tested on {len(test.cases)} cases that are not the {len(data.test)} found now: say "
@@ -159,7 +165,7 @@ class RunScorer:
     def score(self) -> None:
         """Make the logits that are not there yet."""
         changes = self.changes()
-        stages = list(product(self.run.seeds, self.run.arms))
+        stages = _stages(self.run)
         with tqdm(total=len(stages) * len(changes), unit=" changes", disable=None) as bar:
             for seed, arm in stages:
                 kept: list[KeptModel] = []
@@ -175,15 +181,16 @@ class RunScorer:
                         self._check_clean(seed, arm)
                     bar.update()
 
-    def probabilities(self, name: str, severity: int = 1) -> dict[str, list[np.ndarray]]:
-        """Per arm and seed what is predicted after a change, (N, outputs)."""
-        return {
-            arm: [
-                tasks.probabilities(self.data.task, self._found(seed, arm, name)[severity - 1])
-                for seed in self.run.seeds
-            ]
-            for arm in self.run.arms
-        }
+    def probabilities(self, name: str, severity: int = 1) -> dict[str, list[np.ndarray | None]]:
+        """Per arm and seed what is predicted after a change, (N, outputs); None where the arm diverged."""
+        task, stages = self.data.task, _stages(self.run)
+
+        def of(seed: int, arm: str) -> np.ndarray | None:
+            return (
+                tasks.probabilities(task, self._found(seed, arm, name)[severity - 1]) if (seed, arm) in stages else None
+            )
+
+        return {arm: [of(seed, arm) for seed in self.run.seeds] for arm in self.run.arms}
 
     def cells(self) -> Iterator[Cell]:
         for name in self.suite.severities:
@@ -220,7 +227,7 @@ class RunScorer:
 
     def _check_clean(self, seed: int, arm: str) -> None:
         """Refuse weights that don't predict what the run says that they do."""
-        place = self.run.seeds.index(seed)
+        place = self.run.finished_seeds(arm).index(seed)
         recorded = self.run.predictions[arm][place].probabilities
         found = tasks.probabilities(self.data.task, self._found(seed, arm, CLEAN)[0])
         if not np.abs(found - recorded).mean() <= _LARGEST_DEVIATION:
@@ -234,18 +241,19 @@ def summarise_run(scorer: RunScorer) -> dict[str, Any]:
     """Judge what was scored, and write robustness/summary.json and figures.csv."""
     run, data, suite = scorer.run, scorer.data, scorer.suite
     rule = run.rule
+    thresholds = {
+        arm: [choose_thresholds(run.task, found.labels, found.probabilities) for found in seeds]
+        for arm, seeds in run.validation.items()
+    }
     clean = Clean(
-        predictions=run.predictions,
-        thresholds={
-            arm: [choose_thresholds(run.task, found.labels, found.probabilities) for found in seeds]
-            for arm, seeds in run.validation.items()
-        },
+        predictions=run.each_seed(run.predictions),
+        thresholds=run.each_seed(thresholds),
         metric=rule.metric,
         margin=rule.margin,
+        compared=[arm for arm in run.asked_arms if arm != BASELINE],
         differences={arm: difference_of(run.summary["differences"][arm][rule.metric]) for arm in run.other_arms},
         identical={arm for arm, other in run.identical if other == BASELINE},
         diverged={arm: len(seeds) for arm, seeds in run.diverged.items()},
-        asked=len(run.asked_seeds),
     )
     summary = {
         "schema": SCHEMA,

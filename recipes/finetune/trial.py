@@ -15,7 +15,7 @@ from torch import nn
 
 from .data.images import ImageData
 from .data.label_noise import with_label_noise
-from .data.twins import settle_leaks
+from .data.twins import note_near_twins, settle_leaks
 from .errors import InputError, damage_told, first_line
 from .judging.metrics import has_auroc
 from .options import Options
@@ -156,7 +156,7 @@ def _run_or_go_on(
             )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_settings(run, options, launch, data, origin_of(model, options))
+            write_settings(run, options, launch, note_near_twins(data), origin_of(model, options))
         del model
         accelerator.wait_for_everyone()
         for seed in options.seeds:
@@ -170,7 +170,7 @@ def _run_or_go_on(
         if accelerator.is_main_process:
             record_look(run, options.seeds, options.arms, package_versions())
             finished = FinishedRun(run)
-            if add_sections:
+            if add_sections and finished.arms:
                 write_sections(run, add_sections(finished, options, data))
             (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
             write_summary(run, finished.summary)
@@ -198,9 +198,8 @@ def _is_judged(run: Path, options: Options) -> bool:
     summary = read_summary(run)
     if summary is None:
         return False
-    diverged = summary.get("diverged", {})
-    seeds = {*summary["seeds"], *(int(seed) for found in diverged.values() for seed in found)}
-    return seeds == set(options.seeds) and {*summary["arms"], *diverged} == set(options.arms)
+    arms = {*summary["arms"], *summary.get("diverged", {})}
+    return set(summary["seeds"]) == set(options.seeds) and arms == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

@@ -67,6 +67,8 @@ def test_a_trial_names_patients_and_records_its_data(quick: list[object], tmp_pa
         check_aurocs(folder / f"seed_0/{arm}", "test", summary["arms"][arm]["auroc"]["values"][0])
     data = json.loads((folder / "data.json").read_text())
     assert data["label_file"] == "Data_Entry_2017.csv"
+    assert data["leaks"] == []
+    assert "pairs of images over the splits look alike" in data["near_twins"]
     assert (data["prepare_size"], data["image_size"], data["left_out"]) == (18, 16, {})
     assert {part: counts["images"] for part, counts in data["splits"].items()} == {"train": 34, "val": 6, "test": 20}
     assert json.loads((folder / "versions.json").read_text())["data"]["Data_Entry_2017.csv"] == data["sha256"]

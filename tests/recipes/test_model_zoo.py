@@ -112,6 +112,25 @@ def test_several_data_sets_are_pooled(zoo: Path, tmp_path: Path) -> None:
     assert [row["dataset"] for row in table_of(tmp_path) if row["p_adjusted"]] == ["digits"]
 
 
+def test_an_arm_that_diverged_has_a_row_and_is_not_pooled(zoo: Path, tmp_path: Path) -> None:
+    """A cell of a binary task whose inmerge diverged in all seeds; the positive class is named."""
+    for dataset in ("digits", "a", "b", "c"):
+        cell = shutil.copytree(zoo / "digits-test_resnet", tmp_path / f"{dataset}-test_resnet")
+        (cell / "config.yaml").write_text((cell / "config.yaml").read_text().replace("digits", dataset))
+    summary = json.loads((cell / "summary.json").read_text())
+    summary["verdicts"][0]["outcome"] = "diverged"
+    summary["positive"] = "malignant"
+    for part in ("arms", "differences", "merges"):
+        del summary[part]["inmerge"]
+    (cell / "summary.json").write_text(json.dumps(summary))
+    shutil.copy(zoo / "family.json", tmp_path)
+    text = write_zoo(tmp_path)
+    row = next(row for row in table_of(tmp_path) if row["dataset"] == "c")
+    assert (row["outcome"], row["positive"], row["difference"], row["value"]) == ("diverged", "malignant", "", "")
+    assert "| c (positive: malignant) | test_resnet | inmerge |" in text
+    assert "- inmerge: not pooled, training diverged in c-test_resnet, so that what is left is no fair sample" in text
+
+
 def test_a_failed_cell_is_told_of_with_its_error(zoo: Path) -> None:
     failed = json.loads((zoo / "digits-dla46_c.error.json").read_text())
     assert failed["error"].startswith("--image-size 16 does not fit dla46_c")

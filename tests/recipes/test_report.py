@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -88,6 +89,19 @@ def test_verdicts_and_merges_are_those_of_the_summary(run: Path) -> None:
         for layer, count in layers.items():
             assert rows[arm, layer]["merged"] == f"{count['merged']:,}"
     assert "--recalibrate-bn was off" in text
+
+
+def test_what_the_splits_share_is_told(run: Path) -> None:
+    """Of every data set; here 400 training images of scikit-learn's digits."""
+    text = (run / "report.md").read_text()
+    recorded = json.loads((run / "data.json").read_text())
+    assert recorded["leaks"] == []
+    assert "No image lies in two splits by its pixels" in text
+    assert recorded["near_twins"].partition(",")[0] in text
+    with (run / "near_twins.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert header == ["split", "case", "other_split", "other_case", "bits", "mirrored"]
+    assert f"{len(rows):,} of the" in recorded["near_twins"]
 
 
 def test_html_stands_by_itself_and_says_what_the_markdown_says(run: Path) -> None:

@@ -46,7 +46,7 @@ def scored(trained: Path) -> Path:
 
 
 def score(run: Path, *arguments: object, with_report: bool = False) -> None:
-    with nullcontext() if with_report else mock.patch("robustness.write_report"):
+    with nullcontext() if with_report else mock.patch("finetune.reports.pages.write_report"):
         run_recipe(run, "--corrupted-dir", run.parent / "corrupted", *arguments, recipe=robustness.main)
 
 

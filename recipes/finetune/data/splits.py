@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold
 
 from ..errors import InputError, first_line
+from ..files import no_formula, regular_file
 from .catalogue import LEFT_OUT, PARTS, Catalogue
 from .images import Table
 from .tasks import label_counts, labels_text
@@ -163,8 +164,10 @@ def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Tab
 def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
     """Where a split file says that each image belongs, text (N,), empty for what it leaves out or doesn't name."""
     try:
+        if not regular_file(path):
+            raise OSError("it is no file, or not there")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, restval="")
             lacking = {"case", column}.difference(reader.fieldnames or ())
             if lacking:
                 raise InputError(f"--split-file {path} has no column {min(lacking)}: give the {SPLIT_FILE} of a run")
@@ -173,10 +176,11 @@ def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
         raise InputError(
             f"--split-file {path} can't be read ({first_line(error)}): give the {SPLIT_FILE} of a run"
         ) from error
-    unknown = given.keys() - set(catalogue.cases)
+    in_file = {case: case if case in given else no_formula(case) for case in catalogue.cases}
+    unknown = given.keys() - set(in_file.values())
     if unknown:
         raise InputError(
             f"--split-file {path} names {len(unknown):,} images that {catalogue.name} doesn't have, such as "
             f"{min(unknown)}: give the split of these images"
         )
-    return np.array([given.get(case) or LEFT_OUT for case in catalogue.cases])
+    return np.array([given.get(in_file[case]) or LEFT_OUT for case in catalogue.cases])

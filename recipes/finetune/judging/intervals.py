@@ -57,31 +57,41 @@ class Bootstrap:
         unit: what is drawn with replacement, "cases" or "patients" (all images of a patient go together).
         units: how many of them the test set has.
         arms: in the order of the replicates.
+        finished: which seeds each arm came to an end in, bool (arms, seeds).
         figures: per metric its value in each resample, (RESAMPLES, arms, seeds); NaN where the resample leaves it
-            undefined.
+            undefined, and for seeds that are not finished.
         aurocs: per scored class its AUROC, likewise.
     """
 
     unit: str
     units: int
     arms: tuple[str, ...]
+    finished: np.ndarray
     figures: dict[str, np.ndarray]
     aurocs: dict[str, np.ndarray]
 
     def replicates(self, arms: Sequence[str], name: str | None = None, metric: str = "auroc") -> np.ndarray:
-        """A metric of these arms, or the AUROC of the class `name`: (RESAMPLES, arms, seeds)."""
+        """A metric of these arms, or the AUROC of the class `name`, in the seeds that all of them finished.
+
+        Returns:
+            (RESAMPLES, arms, seeds).
+        """
         values = self.figures[metric] if name is None else self.aurocs[name]
-        return values[:, [self.arms.index(arm) for arm in arms]]
+        places = [self.arms.index(arm) for arm in arms]
+        return values[:, places][:, :, self.finished[places].all(axis=0)]
 
     def interval(
         self, arm: str, reference: str | None = None, name: str | None = None, metric: str = "auroc"
     ) -> Interval:
         """Percentile interval at LEVEL of an arm's figure, mean over seeds, or of its difference to a reference arm.
 
-        None where no resample defines it. `name` is a class, whose AUROC is meant then.
+        None where no resample defines it, and without a seed. `name` is a class, whose AUROC is meant then.
         """
         arms = [arm] if reference is None else [arm, reference]
-        means = self.replicates(arms, name, metric).mean(axis=2)
+        replicates = self.replicates(arms, name, metric)
+        if not replicates.shape[2]:
+            return None, None
+        means = replicates.mean(axis=2)
         values = means[:, 0] if reference is None else means[:, 0] - means[:, 1]
         values = values[np.isfinite(values)]
         if not len(values):
@@ -93,7 +103,7 @@ class Bootstrap:
 def bootstrap(
     task: Task,
     labels: np.ndarray,
-    probabilities: Mapping[str, Sequence[np.ndarray]],
+    probabilities: Mapping[str, Sequence[np.ndarray | None]],
     patients: Sequence[str] | None = None,
     seed: int = 0,
     thresholds: Mapping[str, Sequence[Thresholds | None]] | None = None,
@@ -103,7 +113,7 @@ def bootstrap(
 
     Args:
         labels: class indices (N,), or 0 and 1 of shape (N, labels).
-        probabilities: per arm and seed, shape (N, outputs).
+        probabilities: per arm and seed, shape (N, outputs); None where the arm diverged.
         patients: whose image each case is; then patients are drawn, since images of one patient resemble each other.
         seed: of the draws, which otherwise depend on the size of the test set alone.
         thresholds: of a multi-label task, per arm and seed those chosen on validation; None: 0.5.
@@ -117,12 +127,15 @@ def bootstrap(
     chunk = max(1, _CHUNK_VALUES // len(labels))
     seeds = len(next(iter(probabilities.values())))
     shape = (RESAMPLES, len(probabilities), seeds)
-    figures = {metric: np.empty(shape) for metric in metrics}
-    aurocs = {task.classes[k]: np.empty(shape) for k in positives(task, labels)}
+    finished = np.array([[found is not None for found in of_arm] for of_arm in probabilities.values()])
+    figures = {metric: np.full(shape, np.nan) for metric in metrics}
+    aurocs = {task.classes[k]: np.full(shape, np.nan) for k in positives(task, labels)}
     for start in range(0, RESAMPLES, chunk):
         draws = rng.multinomial(units, np.full(units, 1 / units), size=min(chunk, RESAMPLES - start))
         weights = draws.T.astype(np.float32)[unit_of]
         for (i, arm), j in product(enumerate(probabilities), range(seeds)):
+            if not finished[i, j]:
+                continue
             scored = Scored(task, labels, probabilities[arm][j], thresholds[arm][j] if thresholds else None)
             for into, found in (
                 (figures, resample(scored, weights, metrics)),
@@ -131,4 +144,4 @@ def bootstrap(
                 for name, values in found.items():
                     into[name][start : start + chunk, i, j] = values
     unit = "cases" if patients is None else "patients"
-    return Bootstrap(unit, units, tuple(probabilities), figures, aurocs)
+    return Bootstrap(unit, units, tuple(probabilities), finished, figures, aurocs)

@@ -24,8 +24,10 @@ ENDPOINT = "mean corrupted AUROC"
 ENDPOINTS = 2
 _METRICS = ("auroc", "balanced_accuracy", "log_loss", "ece")
 
-# A corruption, its severity, and per arm the probabilities of each seed's model, (N, outputs).
-Cell = tuple[str, int, Mapping[str, Sequence[np.ndarray]]]
+Scores = dict[str, float | None]
+OfArms = Mapping[str, Sequence[Scores | None]]  # per seed; None where the arm diverged
+# A corruption, its severity, and per arm the probabilities of each seed's model, (N, outputs), None where it diverged.
+Cell = tuple[str, int, Mapping[str, Sequence[np.ndarray | None]]]
 
 
 @dataclass(frozen=True)
@@ -33,29 +35,36 @@ class Clean:
     """What the trial knows of its arms on clean images.
 
     Attributes:
-        predictions: per arm and seed, on the test set.
-        thresholds: per arm and seed, chosen on clean validation images.
+        predictions: per arm and seed, on the test set; None where the arm diverged.
+        thresholds: likewise, chosen on clean validation images.
         metric, margin: the trial's own.
-        differences: per arm its difference to the baseline in that metric.
+        compared: the arms that are set against the baseline, whether they came to an end or not.
+        differences: per arm that finished a seed which the baseline did as well, their difference in that metric.
         identical: arms whose weights equal the baseline's.
         diverged: per arm that diverged in how many seeds it did.
-        asked: how many seeds there were to be.
     """
 
-    predictions: Mapping[str, Sequence[Predictions]]
+    predictions: Mapping[str, Sequence[Predictions | None]]
     thresholds: Mapping[str, Sequence[Thresholds | None]]
     metric: str
     margin: float
+    compared: Sequence[str]
     differences: Mapping[str, Difference]
     identical: Collection[str] = ()
     diverged: Mapping[str, int] = field(default_factory=dict)
-    asked: int = 0
+
+    @property
+    def test(self) -> Predictions:
+        """Any of them: all are on the same cases."""
+        return next(found for seeds in self.predictions.values() for found in seeds if found is not None)
 
 
 def figures_of(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None
-) -> dict[str, float | None]:
-    """FIGURES of one model; the balanced error is 1 - balanced accuracy."""
+    task: Task, labels: np.ndarray, probabilities: np.ndarray | None, thresholds: Thresholds | None
+) -> Scores | None:
+    """FIGURES of one model, where there is one; the balanced error is 1 - balanced accuracy."""
+    if probabilities is None:
+        return None
     found = score(task, labels, probabilities, thresholds, _METRICS)
     balanced = found.pop("balanced_accuracy")
     return {name: found[name] if name in found else None if balanced is None else 1 - balanced for name in FIGURES}
@@ -63,45 +72,41 @@ def figures_of(
 
 def summarise_robustness(task: Task, suite: str, clean: Clean, cells: Iterable[Cell]) -> dict[str, Any]:
     """Figures over corruptions, with differences and verdicts: what robustness/summary.json holds of them."""
-    arms = list(clean.predictions)
-    test = clean.predictions[arms[0]][0]
+    arms, test = list(clean.predictions), clean.test
 
-    def scored(probabilities: Mapping[str, Sequence[np.ndarray]]) -> dict[str, list[dict[str, float | None]]]:
-        return {
-            arm: [
-                figures_of(task, test.labels, *pair)
-                for pair in zip(probabilities[arm], clean.thresholds[arm], strict=True)
-            ]
-            for arm in arms
-        }
+    def scored(probabilities: Mapping[str, Sequence[np.ndarray | None]]) -> OfArms:
+        pairs = {arm: zip(probabilities[arm], clean.thresholds[arm], strict=True) for arm in arms}
+        return {arm: [figures_of(task, test.labels, *pair) for pair in of_arm] for arm, of_arm in pairs.items()}
 
-    of_clean = scored({arm: [found.probabilities for found in seeds] for arm, seeds in clean.predictions.items()})
-    found: dict[str, dict[int, dict[str, list[dict[str, float | None]]]]] = {}
-    bands: dict[str, dict[int, dict[str, dict[str, float | None]]]] = {}
+    of_clean = scored(
+        {arm: [found and found.probabilities for found in seeds] for arm, seeds in clean.predictions.items()}
+    )
+    found: dict[str, dict[int, OfArms]] = {}
+    bands: dict[str, dict[int, Any]] = {}
     resampled: dict[str, np.ndarray] = {}
     unit, units = "cases", len(test.labels)
     for name, severity, probabilities in cells:
         found.setdefault(name, {})[severity] = scored(probabilities)
         draws = bootstrap(task, test.labels, probabilities, test.patients, metrics=("auroc",))
         unit, units = draws.unit, draws.units
-        resampled[name] = resampled.get(name, 0) + draws.replicates(arms)
+        resampled[name] = resampled.get(name, 0) + draws.figures["auroc"]
         intervals = {arm: draws.interval(arm) for arm in arms}
         bands.setdefault(name, {})[severity] = {
-            arm: dict(zip(("low", "high"), ends, strict=True)) for arm, ends in intervals.items()
+            arm: {"low": low, "high": high} for arm, (low, high) in intervals.items()
         }
     resampled = {name: total / len(found[name]) for name, total in resampled.items()}
     by_corruption = {name: _mean_of(list(severities.values()), arms) for name, severities in found.items()}
     overall = _mean_of(list(by_corruption.values()), arms)
     change = {
         arm: [
-            {name: None if None in (bad[name], good[name]) else bad[name] - good[name] for name in FIGURES}
+            bad
+            and good
+            and {name: None if None in (bad[name], good[name]) else bad[name] - good[name] for name in FIGURES}
             for bad, good in zip(overall[arm], of_clean[arm], strict=True)
         ]
         for arm in arms
     }
     means = sum(resampled.values()) / len(resampled)
-    others = [arm for arm in arms if arm != BASELINE]
-    of_mean = {arm: _difference(overall, arms, arm, means) for arm in others}
     return {
         "unit": unit,
         "units": units,
@@ -110,7 +115,7 @@ def summarise_robustness(task: Task, suite: str, clean: Clean, cells: Iterable[C
         "change": _over_seeds(change),
         "by_corruption": {name: _over_seeds(figures) for name, figures in by_corruption.items()},
         "differences": {
-            name: {arm: _as_plain(_difference(by_corruption[name], arms, arm, draws)) for arm in others}
+            name: {arm: _as_plain(found) for arm, found in _differences(by_corruption[name], arms, draws).items()}
             for name, draws in resampled.items()
         },
         "by_severity": {
@@ -123,29 +128,26 @@ def summarise_robustness(task: Task, suite: str, clean: Clean, cells: Iterable[C
         },
         "relative": _relative(suite, of_clean, by_corruption),
         "ill_conditioned": [name for name in ill_conditioned(suite) if name in found],
-        "verdicts": _verdicts(clean, of_mean, others, unit, units),
+        "verdicts": _verdicts(clean, _differences(overall, arms, means), unit, units),
     }
 
 
-def _mean_of(parts: Sequence[Mapping[str, Sequence[dict[str, float | None]]]], arms: Sequence[str]) -> dict[str, Any]:
+def _mean_of(parts: Sequence[OfArms], arms: Sequence[str]) -> OfArms:
     """The mean of each figure over parts, per arm and seed; None where a part leaves it undefined."""
 
-    def mean(values: list[float | None]) -> float | None:
-        return None if None in values else float(np.mean(values))
+    def mean(scores: Sequence[Scores | None]) -> Scores | None:
+        if None in scores:
+            return None
+        values = {name: [of_part[name] for of_part in scores] for name in FIGURES}
+        return {name: None if None in found else float(np.mean(found)) for name, found in values.items()}
 
-    return {
-        arm: [
-            {name: mean([part[arm][seed][name] for part in parts]) for name in FIGURES}
-            for seed in range(len(parts[0][arm]))
-        ]
-        for arm in arms
-    }
+    return {arm: [mean(of_seed) for of_seed in zip(*(part[arm] for part in parts), strict=True)] for arm in arms}
 
 
-def _over_seeds(figures: Mapping[str, Sequence[Mapping[str, float | None]]]) -> dict[str, dict[str, Any]]:
+def _over_seeds(figures: OfArms) -> dict[str, dict[str, Any]]:
     """Per arm and figure the mean and standard deviation over seeds, and the values."""
     return {
-        arm: {name: _spread([seed[name] for seed in seeds]) for name in seeds[0]} if seeds else {}
+        arm: {name: _spread([seed and seed[name] for seed in seeds]) for name in FIGURES}
         for arm, seeds in figures.items()
     }
 
@@ -159,13 +161,28 @@ def _spread(values: list[float | None]) -> dict[str, Any]:
     }
 
 
-def _difference(figures: Mapping[str, Any], arms: Sequence[str], arm: str, draws: np.ndarray) -> Difference:
-    """An arm's mean AUROC minus the baseline's, over seeds and resamples of the cases (resamples, arms, seeds)."""
-    pair = [[seed["auroc"] for seed in figures[name]] for name in (arm, BASELINE)]
-    if any(None in values for values in pair):
-        return Difference(None, len(pair[0]))
-    chosen = draws[:, [arms.index(arm), arms.index(BASELINE)]]
-    return compare(np.array(pair), error_covariances(chosen) if len(pair[0]) > 1 else None)
+def _differences(figures: OfArms, arms: Sequence[str], draws: np.ndarray) -> dict[str, Difference]:
+    """Per other arm its AUROC minus the baseline's in the seeds that both finished, if there are any.
+
+    Args:
+        draws: the AUROC in each resample of the cases, (resamples, arms, seeds).
+    """
+    found = {}
+    for arm in arms:
+        pairs = list(zip(figures[arm], figures.get(BASELINE, [None] * len(figures[arm])), strict=True))
+        shared = [place for place, pair in enumerate(pairs) if None not in pair]
+        if arm != BASELINE and shared:
+            values = [[pairs[place][side]["auroc"] for place in shared] for side in (0, 1)]
+            chosen = draws[:, [arms.index(arm), arms.index(BASELINE)]][:, :, shared]
+            found[arm] = _difference(values, chosen)
+    return found
+
+
+def _difference(values: list[list[float | None]], draws: np.ndarray) -> Difference:
+    seeds = len(values[0])
+    if any(None in of_arm for of_arm in values):
+        return Difference(None, seeds)
+    return compare(np.array(values), error_covariances(draws) if seeds > 1 else None)
 
 
 def _as_plain(difference: Difference) -> dict[str, Any]:
@@ -173,13 +190,11 @@ def _as_plain(difference: Difference) -> dict[str, Any]:
     return {"mean": difference.mean, "low": low, "high": high, "p": difference.p}
 
 
-def _relative(suite: str, clean: Mapping[str, Any], by_corruption: Mapping[str, Any]) -> dict[str, Any]:
+def _relative(suite: str, clean: OfArms, by_corruption: Mapping[str, OfArms]) -> dict[str, Any]:
     """Per arm BE and rBE of each corruption and their means, mean over seeds; the mean rBE is of the firm ones."""
     vague = ill_conditioned(suite)
     relative = {}
     for arm, seeds in clean.items():
-        if any(seed["balanced_error"] is None for seed in seeds):
-            continue
         of_seeds = [
             relative_errors(
                 suite,
@@ -187,8 +202,9 @@ def _relative(suite: str, clean: Mapping[str, Any], by_corruption: Mapping[str, 
                 {name: figures[arm][place]["balanced_error"] for name, figures in by_corruption.items()},
             )
             for place, seed in enumerate(seeds)
+            if seed and seed["balanced_error"] is not None
         ]
-        errors = {name: np.mean([seed[name] for seed in of_seeds], axis=0).tolist() for name in of_seeds[0]}
+        errors = {name: np.mean([seed[name] for seed in of_seeds], axis=0).tolist() for name in (of_seeds or [{}])[0]}
         firm = [rbe for name, (_, rbe) in errors.items() if name not in vague]
         if errors:
             relative[arm] = {
@@ -199,21 +215,19 @@ def _relative(suite: str, clean: Mapping[str, Any], by_corruption: Mapping[str, 
     return relative
 
 
-def _verdicts(
-    clean: Clean, of_mean: Mapping[str, Difference], others: Sequence[str], unit: str, units: int
-) -> list[dict[str, Any]]:
+def _verdicts(clean: Clean, of_mean: Mapping[str, Difference], unit: str, units: int) -> list[dict[str, Any]]:
     """Both endpoints of every arm against the baseline, by the single-step rule over all of them."""
-    lost = [arm for arm in clean.diverged if arm not in (*others, BASELINE)]
-    compared = ENDPOINTS * len([*others, *lost])
     clean_title = f"clean {title_of(clean.metric)}"
     endpoints = [(clean_title, clean.differences, METRICS[clean.metric].lower_is_better), (ENDPOINT, of_mean, False)]
+    seeds = len(next(iter(clean.predictions.values())))
     found = []
-    for arm in [*others, *lost]:
+    for arm in clean.compared:
         for title, differences, lower_is_better in endpoints:
+            compared = ENDPOINTS * len(clean.compared)
             question = Question(arm, BASELINE, title, units, unit, lower_is_better, clean.margin, compared)
             broken = {name: clean.diverged[name] for name in (arm, BASELINE) if name in clean.diverged}
             if broken:
-                verdict = judge_diverged(question, broken, clean.asked)
+                verdict = judge_diverged(question, broken, seeds, differences.get(arm))
             else:
                 verdict = judge(question, differences[arm], arm in clean.identical)
             found.append({"arm": arm, "reference": BASELINE, "endpoint": title, **asdict(verdict)})

@@ -68,7 +68,7 @@ def chestxray_sections(
 
 def paper_section(run: FinishedRun, data: ImageData) -> Section:
     """A row per disease and for the mean, each arm's AUROC with its interval and its AUPRC, beside the paper's row."""
-    arms = [BASELINE, *run.other_arms]
+    arms = sorted(run.arms, key=lambda arm: arm != BASELINE)
     summary = run.summary
 
     def figures(of_arm: dict[str, dict[str, Any]]) -> list[str | None]:

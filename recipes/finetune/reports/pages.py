@@ -12,8 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import GENERATOR, check_written_here, write_text
-from ..judging.metrics import title_of
-from ..judging.summary import total_merges
+from ..judging.summary import metric_in_words, total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import PLOTS, REPORT
@@ -21,6 +20,7 @@ from ..runs.sections import Section
 from .cards import write_cards
 from .rendering import template
 from .style import (
+    NO_DIFFERENCE,
     difference_legend,
     difference_rows,
     interval_text,
@@ -76,14 +76,15 @@ def _picture(path: Path) -> str:
 def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
     rows = []
     for found in _to_baseline(run):
-        difference = judged_difference(run.summary, found)
+        difference = judged_difference(run.summary, found) or NO_DIFFERENCE
         layers = run.summary["merges"].get(found["arm"])
+        baseline = run.summary["arms"].get(BASELINE)
         rows.append(
             [
                 run.name,
                 found["arm"],
-                title_of(found["metric"]),
-                mean_text(run.summary["arms"][BASELINE][found["metric"]]),
+                metric_in_words(run.summary),
+                baseline and mean_text(baseline[found["metric"]]),
                 interval_text(difference["mean"], (difference["low"], difference["high"])),
                 range_text(difference["t_low"], difference["t_high"]),
                 range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
@@ -100,7 +101,7 @@ def _to_baseline(run: FinishedRun) -> list[dict[str, Any]]:
 
 def _differences_of_runs(runs: Sequence[FinishedRun]) -> Figure:
     rows = [
-        (f"{label}\n{found['arm']}", judged_difference(run.summary, found))
+        (f"{label}\n{found['arm']}", judged_difference(run.summary, found) or NO_DIFFERENCE)
         for label, run in zip(_labels(runs), runs, strict=True)
         for found in _to_baseline(run)
     ]

@@ -186,14 +186,16 @@ def _attacks(summary: dict[str, Any]) -> Section:
     return Section("Adversarial changes", text, header, [["none", "0", *clean], *rows])
 
 
-def _mean(seeds: list[Mapping[str, float | None]], name: str) -> float | None:
-    values = [seed[name] for seed in seeds]
+def _mean(seeds: list[Mapping[str, float | None] | None], name: str) -> float | None:
+    values = [seed[name] for seed in seeds if seed is not None]  # None: the arm diverged
     return None if None in values else float(np.mean(values))
 
 
 def _shift(run: FinishedRun, data: ImageData) -> Section | None:
     """From validation to test, and between the subgroups of test."""
     unit = "cases" if data.test.patients is None else "patients"
+    if BASELINE not in run.arms:  # it diverged
+        return None
     rows = []
     for found in shifts(run.task, run.predictions, None if run.folds else run.validation, data.test.subgroups):
         lost = [

@@ -28,6 +28,9 @@ _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#595959"
 WIDTH = 5.2
+# Of arms that share no seed which both finished.
+NO_DIFFERENCE: dict[str, Any] = {"values": []}
+NO_DIFFERENCE |= dict.fromkeys(("mean", "low", "high", "t_low", "t_high", "bootstrap_low", "bootstrap_high"))
 
 
 def number_text(value: float | None, form: str = "{:.4f}") -> str | None:

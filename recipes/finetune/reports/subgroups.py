@@ -1,10 +1,12 @@
 """How well each arm does in parts of the test set, such as the images of women."""
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..data.images import ImageData
+from ..data.tasks import Task
 from ..judging.intervals import LEVEL, bootstrap
 from ..judging.metrics import per_class
 from ..options import BASELINE
@@ -19,7 +21,8 @@ def subgroup_section(run: FinishedRun, data: ImageData) -> Section:
     Labels that all or none of a subgroup's cases have are left out of its mean. The intervals are bootstrap intervals
     over the patients of the subgroup, or over its cases where patients are not known.
     """
-    probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in run.predictions.items()}
+    finished = {arm: [found.probabilities for found in seeds] for arm, seeds in run.predictions.items()}
+    probabilities = run.each_seed(finished)
     unit = "cases" if data.test.patients is None else "patients"
     rows = [
         [f"{name}: {value}", *_cells(data, np.flatnonzero(np.array(values) == value), probabilities, run.other_arms)]
@@ -53,25 +56,36 @@ def subgroup_section(run: FinishedRun, data: ImageData) -> Section:
 
 
 def _cells(
-    data: ImageData, rows: np.ndarray, probabilities: dict[str, list[np.ndarray]], others: list[str]
+    data: ImageData, rows: np.ndarray, probabilities: dict[str, list[np.ndarray | None]], others: list[str]
 ) -> list[str | None]:
     labels = data.test.labels[rows]
     patients = None if data.test.patients is None else [data.test.patients[row] for row in rows]
-    part = {arm: [scores[rows] for scores in seeds] for arm, seeds in probabilities.items()}
-    defined = {
-        arm: [[f["auroc"] for f in per_class(data.task, labels, p).values() if f["auroc"] is not None] for p in seeds]
-        for arm, seeds in part.items()
-    }
-    means = {arm: float(np.mean(aurocs)) if aurocs[0] else None for arm, aurocs in defined.items()}
+    part = {arm: [None if p is None else p[rows] for p in seeds] for arm, seeds in probabilities.items()}
+    aurocs = {arm: [None if p is None else _aurocs(data.task, labels, p) for p in seeds] for arm, seeds in part.items()}
+    means = {arm: _mean(filter(None, seeds)) for arm, seeds in aurocs.items()}
     resampled = bootstrap(data.task, labels, part, patients, metrics=["auroc"])
-    differences = [
-        None if means[arm] is None else interval_text(means[arm] - means[BASELINE], resampled.interval(arm, BASELINE))
-        for arm in others
-    ]
+    differences = []
+    for arm in others:
+        pairs = zip(aurocs[arm], aurocs[BASELINE], strict=True)
+        difference = _mean(np.subtract(*pair) for pair in pairs if all(pair))
+        differences.append(interval_text(difference, resampled.interval(arm, BASELINE)))
+    scored = next(len(found) for found in next(iter(aurocs.values())) if found is not None)
     return [
         f"{len(rows):,}",
         None if patients is None else f"{len(set(patients)):,}",
-        str(len(defined[BASELINE][0])),
+        str(scored),
         *(number_text(mean) for mean in means.values()),
         *differences,
     ]
+
+
+def _aurocs(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> list[float]:
+    """Of the classes that some cases have and others don't."""
+    found = per_class(task, labels, probabilities).values()
+    return [figures["auroc"] for figures in found if figures["auroc"] is not None]
+
+
+def _mean(of_seeds: Iterable[Sequence[float]]) -> float | None:
+    """Over seeds and classes; None without any."""
+    values = list(of_seeds)
+    return float(np.mean(values)) if values else None

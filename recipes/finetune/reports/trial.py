@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from ..data.label_noise import NOISE_FILE
-from ..judging.formatting import epoch_text
+from ..data.twins import LEAK_FILE
 from ..judging.metrics import has_auroc, title_of
-from ..judging.summary import left_out, positive_class, total_merges
+from ..judging.summary import left_out, metric_in_words, metrics_of, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.sections import Section
 from .figures import pictures
 from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
-from .verdicts import RULE, judged_difference, looks_text, margin_text
+from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text
 
 _NOT_SETTINGS = {
     MARGIN_CHOSEN,
@@ -31,7 +31,7 @@ _NOT_SETTINGS = {
 
 def _verdict(run: FinishedRun) -> Section:
     summary, verdicts = run.summary, run.summary["verdicts"]
-    metric = title_of(summary["rule"]["metric"])
+    metric = metric_in_words(summary)
     sentences = [f"{found['sentence']}." for found in verdicts] or ["There is no arm beside the baseline."]
     kinds = [f"{words[0].upper()}{words[1:]}." for words in summary["intervals"].values() if words]
     notes = [RULE, margin_text(summary), looks_text(summary), " ".join(kinds)]
@@ -40,8 +40,10 @@ def _verdict(run: FinishedRun) -> Section:
         "smallest difference seen",
     )
     rows = []
-    for found in (found for found in verdicts if found["outcome"] != "diverged"):
+    for found in verdicts:
         difference = judged_difference(summary, found)
+        if difference is None:
+            continue
         rows.append(
             [
                 f"{found['arm']} - {found['reference']}",
@@ -72,9 +74,8 @@ def _trial(run: FinishedRun) -> Section:
         if options["pretrained"]
         else "random weights"
     )
-    val_labels = run.validation[BASELINE][0].labels
     kept_by = "best validation AUROC"
-    if not has_auroc(run.task, val_labels):
+    if run.arms and not has_auroc(run.task, run.validation[run.arms[0]][0].labels):
         kept_by = "lowest validation log loss (validation has a single class, which leaves AUROC undefined)"
     text = (
         f"For {seeds}, a backbone stage of {options['epochs']} epochs from {start}, then each arm for "
@@ -108,19 +109,34 @@ def _trial(run: FinishedRun) -> Section:
     return Section("The trial", text, ("split", "images", "patients") if rows else (), rows)
 
 
-def _arms(run: FinishedRun) -> Section:
-    metrics = list(run.summary["arms"][BASELINE])
+def _leaks(run: FinishedRun) -> Section | None:
+    """What the splits share; runs that began before this was looked for in every data set say nothing."""
+    description = run.description
+    if "near_twins" not in description:
+        return None
+    none = "No image lies in two splits by its pixels, and no patient does where patients are known"
+    found = [*description["leaks"], f"{LEAK_FILE} has all of them"] if description["leaks"] else [none]
+    sentences = [*found, description["near_twins"]]
+    return Section("Images in several splits", "\n\n".join(f"{sentence}." for sentence in sentences))
+
+
+def _arms(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
+    metrics = metrics_of(run.summary)
     header = ("arm", "epoch kept", *(title_of(metric) for metric in metrics))
     rows = []
     for figures, last in ((run.summary, False), (run.summary["last"], True)):
         for arm, scores in figures["arms"].items():
-            epochs = "last" if last else f"best ({', '.join(map(epoch_text, run.summary['epochs'][arm]))})"
+            epochs = "last" if last else f"best ({epochs_text(run.summary, arm)})"
             rows.append([arm, epochs, *(mean_text(scores[metric]) for metric in metrics)])
         for arm, differences in figures["differences"].items():
             cells = (number_text(differences[metric]["mean"], SIGNED) for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", "last" if last else "best", *cells])
     text = f"On test; {'mean ± standard deviation over seeds' if len(run.seeds) > 1 else 'one seed'}."
-    if positive := positive_class(run.summary):
+    if run.summary["diverged"]:
+        text += " An arm that diverged in some seeds has its means over the others: compare by the differences."
+    if positive := run.summary["positive"]:
         text += f" AUPRC, F1 and ECE are of the positive class, {positive}."
     absent = left_out(run.summary)
     if absent:
@@ -128,13 +144,16 @@ def _arms(run: FinishedRun) -> Section:
     return Section("The arms", text, header, rows)
 
 
-def _per_class(run: FinishedRun) -> Section:
+def _per_class(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     figures = run.summary["per_class"]
-    metrics = list(next(iter(figures[BASELINE].values())))
+    classes = figures[run.arms[0]]
+    metrics = list(next(iter(classes.values())))
     header = ["class", *(f"{title_of(metric)} {arm}" for metric in metrics for arm in run.arms)]
     header[1 + len(run.arms) : 1 + len(run.arms)] = [f"AUROC {arm} - {BASELINE}" for arm in run.other_arms]
     rows = []
-    for name in figures[BASELINE]:
+    for name in classes:
         cells = [[mean_text(figures[arm][name][metric]) for arm in run.arms] for metric in metrics]
         differences = [figures[arm][name]["auroc"]["difference"] for arm in run.other_arms]
         cells[0] += [
@@ -151,7 +170,7 @@ def _merges(run: FinishedRun) -> Section:
     if not run.merging_arms:
         return Section("Kernels merged", "No arm merges.")
     rows = []
-    ranks = _effective_ranks(run, BASELINE)
+    ranks = _effective_ranks(run, BASELINE) if BASELINE in run.arms else {}
     for arm in run.merging_arms:
         layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
         for layer, count in [*layers.items(), ("all", total_merges(layers))]:
@@ -202,12 +221,16 @@ def _plain(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _curves(run: FinishedRun) -> Section:
+def _curves(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     names = ("roc", "precision_recall", "reliability", "confusion")
     return Section("Curves on test", figures=pictures(run, *names))
 
 
-def _learning_curves(run: FinishedRun) -> Section:
+def _learning_curves(run: FinishedRun) -> Section | None:
+    if not run.arms:
+        return None
     return Section("Learning curves", figures=pictures(run, "learning_curves"))
 
 
@@ -215,6 +238,7 @@ def _learning_curves(run: FinishedRun) -> Section:
 SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _verdict,
     _trial,
+    _leaks,
     _arms,
     _per_class,
     _curves,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..judging.formatting import bounds, number
+from ..judging.formatting import bounds, epoch_text, number
 from ..judging.metrics import title_of
 from ..options import BASELINE
 
@@ -13,11 +13,16 @@ RULE = (
 )
 
 
-def judged_difference(summary: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any]:
-    """The difference that a verdict is about."""
+def judged_difference(summary: dict[str, Any], verdict: dict[str, Any]) -> dict[str, Any] | None:
+    """The difference that a verdict is about; None where there is no seed that both arms finished."""
     arm, reference = verdict["arm"], verdict["reference"]
     kind, name = ("differences", arm) if reference == BASELINE else ("contrasts", f"{arm} - {reference}")
-    return summary[kind][name][verdict["metric"]]
+    return summary[kind][name][verdict["metric"]] if name in summary[kind] else None
+
+
+def epochs_text(summary: dict[str, Any], arm: str) -> str:
+    """The epochs that an arm kept, a seed after the other; a dash where it diverged."""
+    return ", ".join("-" if epoch is None else epoch_text(epoch) for epoch in summary["epochs"][arm])
 
 
 def noise_text(difference: dict[str, Any], unit: str) -> str | None:

@@ -1,6 +1,6 @@
 """ChestX-ray14 as a source: its options, their check, and loading."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from ..data.images import ImageData
 from ..data.prepared import prepared_data
@@ -9,17 +9,8 @@ from ..data.squares import Form
 from ..errors import InputError
 from .nih_hub import read_nih_hub
 from .nih_tree import read_nih_tree
-from .preparing import PreparedOptions, check_preparing
-
-
-@dataclass(kw_only=True)
-class ChestXrayOptions(PreparedOptions):
-    """Fine-tune a timm CNN on ChestX-ray14, with and without in-model merging, from the same backbone."""
-
-    val_fraction: float = 0.125
-    """Share of the patients of the official training list that are held out for validation."""
-    hflip: float = 0.5
-    """Probability of a horizontal flip of a training image."""
+from .options import ChestXrayOptions
+from .preparing import check_preparing
 
 
 def check_chestxray14(options: ChestXrayOptions) -> None:

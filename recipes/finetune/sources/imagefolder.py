@@ -22,7 +22,7 @@ from ..data.splits import (
     split_table,
     units_of,
 )
-from ..data.squares import Fit, Form
+from ..data.squares import Form
 from ..data.twins import find_leaks, refuse_leaks
 from ..errors import InputError, is_main_process
 from .columns import Columns
@@ -30,55 +30,11 @@ from .dicom import image_opener
 from .folders import patients_of, read_class_folders
 from .hub import read_hub
 from .listing import Listing, catalogue_of
-from .preparing import PreparedOptions, check_preparing
+from .options import HELD_OUT, OwnImagesOptions
+from .preparing import check_preparing
 from .tables import read_table
 
 LEFT_OUT_FILE = "left_out.csv"
-_HELD_OUT = 0.2
-
-
-@dataclass(kw_only=True)
-class OwnImagesOptions(PreparedOptions):
-    """Fine-tune a timm CNN on your own images, with and without in-model merging, from the same backbone.
-
-    The images come as a folder per class (--data-dir), as a table of paths (--csv), or as a data set of the datasets
-    library (--hub).
-    """
-
-    csv: Path | None = None
-    """A table of the images, CSV, TSV or parquet, whose paths start from --data-dir, or else from where it lies."""
-    image_column: str | None = None
-    """Column of paths. This and the next: None: the one of a usual name, which is told."""
-    label_columns: tuple[str, ...] = ()
-    """Column of classes, or of labels joined by | or ;, or several columns of 0 and 1."""
-    patient_column: str | None = None
-    """Column that names the patient."""
-    split_column: str | None = None
-    """Column with train, val or test."""
-    subgroup_columns: tuple[str, ...] = ()
-    """Columns whose values the report tells apart."""
-    allow_outside: bool = False
-    """Read images of a table that lie outside of its folder."""
-    patient_regex: str | None = None
-    """Names the patient by its first group, searched for in an image's path: r"(\\d+)_" for 0017_left.png."""
-    positive_class: str | None = None
-    """Class 1 of two. None: the one that is not called normal, negative and the like, or else the second by name."""
-    fit: Fit = "pad"
-    """What becomes of an image that is not square: pad it with black, crop its longer side, or squash it."""
-    window: str = "file"
-    """What becomes black and white of more than 8 bits: center,width; or file: that of a DICOM file, and else as
-    percentile, which takes the 1st and the 99th of each image."""
-    split_file: Path | None = None
-    """The split.csv of another run on these images, in place of the split that they come with or that is drawn."""
-    val_fraction: float = _HELD_OUT
-    """Share of the patients, or cases, that are held out for validation, where the images come without it."""
-    test_fraction: float = _HELD_OUT
-    """Share of the patients, or cases, that are held out for testing, where the images come without it."""
-    folds: int | None = None
-    """Cross-validate in so many folds of the patients, or cases: each is tested in one fold, validated on in the fold
-    before it, and trained on in the others."""
-    allow_twins: bool = False
-    """Go on with images or patients that are in test and in another split."""
 
 
 def check_own_images(options: OwnImagesOptions) -> None:
@@ -118,7 +74,7 @@ def _check_folds(options: OwnImagesOptions) -> None:
     if options.drop_twins:
         raise InputError("--drop-twins has no effect with --folds, which puts twins into one fold: leave it out")
     for name in ("val_fraction", "test_fraction"):
-        if getattr(options, name) != _HELD_OUT:
+        if getattr(options, name) != HELD_OUT:
             raise InputError(
                 f"--{name.replace('_', '-')} has no effect with --folds, which tests and validates on one fold each: "
                 "leave it out"
@@ -255,10 +211,10 @@ def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptio
     """Take the split of the file, or hold out of the training images the parts that the images come without."""
     if options.split_file is not None:
         split = read_split(options.split_file, catalogue, SPLIT)
-        unknown = set(split) - {*PARTS, LEFT_OUT}
+        unknown = set(split.tolist()) - {*PARTS, LEFT_OUT}
         if unknown:
             raise InputError(
-                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
+                f"--split-file {options.split_file} has the split {str(min(unknown))!r}: expected {', '.join(PARTS)}"
             )
         split[list(images.absent())] = LEFT_OUT
         return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]

@@ -21,7 +21,7 @@ from ..data.squares import Form
 from ..data.tasks import Kind, Task
 from ..errors import InputError, first_line, is_main_process
 from ..files import regular_file
-from .preparing import default_prepared_dir
+from .options import default_prepared_dir
 from .source import DatasetOptions, Source
 
 KINDS: dict[str, Kind] = {

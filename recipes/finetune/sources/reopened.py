@@ -8,10 +8,10 @@ from typing import Any
 from ..data.images import ImageData
 from ..errors import InputError
 from ..options import Options, parse_options
-from .chestxray14 import ChestXrayOptions, check_chestxray14, load_chestxray14
-from .imagefolder import OwnImagesOptions, check_own_images, load_own_images
+from .chestxray14 import check_chestxray14, load_chestxray14
+from .imagefolder import check_own_images, load_own_images
 from .named import check_dataset, load_dataset
-from .source import DatasetOptions
+from .options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
 
 # Per kind of options an option that it alone has, its check, and loading.
 _KINDS: dict[str, tuple[type[Options], Callable[[Any], None], Callable[[Any], ImageData]]] = {

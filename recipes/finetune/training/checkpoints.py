@@ -40,14 +40,17 @@ def save_checkpoint(
     folder = checkpoint_folder(state, progress.epochs)
     partial = folder.with_name(folder.name + PARTIAL)
     main = accelerator.is_main_process
-    with storage_errors(folder):
-        if main:
+    # The waiting stays outside: what it raises when another process has ended is no error of the disk.
+    if main:
+        with storage_errors(folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
+    accelerator.wait_for_everyone()
+    with storage_errors(folder):
         accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if main:
+    accelerator.wait_for_everyone()
+    if main:
+        with storage_errors(folder):
             _save_best(partial, checkpoint_folder(state, progress.epochs - 1) / BEST, new_best)
             write_json(partial / _PROGRESS, asdict(progress))
             files = sorted(path for path in partial.iterdir() if path.is_file())

@@ -35,40 +35,51 @@ def watched_peers() -> Iterator[None]:
         timeout=timedelta(seconds=SILENCE),
     )
     ended = threading.Event()
-    arguments = (store, int(os.environ["RANK"]), processes, ended)
-    thread = threading.Thread(target=_watch, args=arguments, daemon=True)
-    thread.start()
+    seen = [time.monotonic()] * processes
+    rank = int(os.environ["RANK"])
+    # Two threads, as the store may be that of a process that is stopped, and then doesn't answer.
+    for work, arguments in ((_exchange, (store, rank, seen, ended)), (_watch, (rank, seen, ended))):
+        threading.Thread(target=work, args=arguments, daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _watch(store: dist.TCPStore, rank: int, processes: int, ended: threading.Event) -> None:
-    counts = [0] * processes
+def _exchange(store: dist.TCPStore, rank: int, seen: list[float], ended: threading.Event) -> None:
+    """Count up this process's number, and note when each process's number was last seen to have grown."""
+    counts = [0] * len(seen)
+    while not ended.wait(BEAT):
+        with suppress(RuntimeError):  # the store ends with the process that holds it
+            for other in range(len(seen)):
+                count = store.add(f"inmerge_optim/alive/{other}", int(other == rank))
+                if count != counts[other]:
+                    counts[other], seen[other] = count, time.monotonic()
+
+
+def _watch(rank: int, seen: list[float], ended: threading.Event) -> None:
+    """End this process when one was not seen for SILENCE; the first of those that are left says so."""
+    processes = len(seen)
     now = time.monotonic()
-    seen = [now] * processes
     while not ended.wait(BEAT):
         before, now = now, time.monotonic()
         if now - before > SILENCE / 2:  # it was this process that was stopped, or its machine asleep
-            seen = [now] * processes
-        with suppress(RuntimeError):  # the store ends with the process that holds it
-            for other in range(processes):
-                count = store.add(f"inmerge_optim/alive/{other}", int(other == rank))
-                if count != counts[other]:
-                    counts[other], seen[other] = count, now
+            seen[:] = [now] * processes
         silent = [other for other in range(processes) if now - seen[other] > SILENCE]
-        if silent and not ended.is_set():
-            if rank == min(set(range(processes)) - set(silent), default=rank):
-                names = " and ".join(map(str, silent))
-                print(
-                    f"error: process {names} of {processes} gave no sign of life for {SILENCE:.0f} s, as one that is "
-                    "stopped or out of reach; all processes end, and the run folder keeps all up to the last whole "
-                    "epoch: give the same command again with --resume",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            os._exit(2)
+        if not silent or ended.is_set():
+            continue
+        names = f"process {' and '.join(map(str, silent))} of {processes}"
+        if rank in silent:  # its own number doesn't grow either
+            names = "the launcher, or whichever process holds the launch's store,"
+        if rank in silent or rank == min(set(range(processes)) - set(silent)):
+            print(
+                f"error: {names} gave no sign of life for {SILENCE:.0f} s, as one that is stopped or out of reach; all "
+                "processes end, and the run folder keeps all up to the last whole epoch: give the same command again "
+                "with --resume",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(2)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

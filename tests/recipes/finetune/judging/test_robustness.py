@@ -30,8 +30,7 @@ def clean_of(probabilities: dict[str, list[np.ndarray]], **more: object) -> Clea
         metric="auroc",
         margin=0.005,
         differences={"inmerge": Difference(0.02, 3, 1e-5, 1e-5, 0.004, 5.0)},
-        asked=3,
-        **more,
+        **{"compared": ["inmerge"], **more},
     )
 
 
@@ -81,7 +80,9 @@ def test_corruptions_that_change_nothing_change_no_figure() -> None:
 def test_arms_that_diverged_or_are_identical_are_said_to_be_so_on_both_endpoints() -> None:
     clean = of_arms({"baseline": 1.0, "inmerge": 1.0})
     cells = [("fog", 1, clean)]
-    found = summarise_robustness(TASK, "general", clean_of(clean, diverged={"swa": 2}, identical={"inmerge"}), cells)
+    found = summarise_robustness(
+        TASK, "general", clean_of(clean, diverged={"swa": 3}, identical={"inmerge"}, compared=["inmerge", "swa"]), cells
+    )
     outcomes = {(verdict["arm"], verdict["endpoint"]): verdict["outcome"] for verdict in found["verdicts"]}
     assert outcomes == {
         ("inmerge", "clean AUROC"): "identical",
@@ -114,3 +115,21 @@ def test_balanced_error_is_one_minus_balanced_accuracy_at_the_thresholds() -> No
     cut = {"f1": np.array([0.5]), "balanced_accuracy": np.array([0.35])}
     assert figures_of(task, labels, scores, cut)["balanced_error"] == 0.25
     assert figures_of(task, labels, scores, None)["balanced_error"] == 0.5
+
+
+def test_an_arm_that_diverged_in_a_seed_is_told_and_not_judged_there() -> None:
+    clean = of_arms({"baseline": 1.0, "inmerge": 1.2})
+    clean["inmerge"][1] = None
+    given = clean_of(
+        {"baseline": clean["baseline"], "inmerge": [found for found in clean["inmerge"] if found is not None]},
+        diverged={"inmerge": 1},
+    )
+    first, last = given.predictions["inmerge"]
+    given.predictions["inmerge"][:] = [first, None, last]
+    given.thresholds["inmerge"].append(None)
+    found = summarise_robustness(TASK, "general", given, [("fog", 1, clean)])
+    assert found["corrupted"]["inmerge"]["auroc"]["values"][1] is None
+    assert found["change"]["inmerge"]["ece"]["values"][1] is None
+    verdict = found["verdicts"][1]
+    assert (verdict["outcome"], verdict["seeds"]) == ("diverged", 2)
+    assert "inmerge diverged in 1 of 3 seeds" in verdict["sentence"]
