@@ -223,10 +223,12 @@ def _shift(run: FinishedRun, data: ImageData) -> Section | None:
 
 def _over_severity(run: FinishedRun, summary: dict[str, Any]) -> Figure:
     figure, axes = new_figure(3.6)
-    names = list(summary["by_severity"])
+    curves = list(summary["by_severity"])
     for arm, look in looks(run, marker=True):
-        of_arm = [_curve(summary, name, arm) for name in names]
-        _draw(axes, *(np.mean([curve[k] for curve in of_arm], axis=0) for k in range(3)), label=arm, look=look)
+        means = np.mean([_curve(summary, name, arm)[0] for name in curves], axis=0)
+        ends = [summary["auroc_intervals_of_mean"][str(severity)][arm] for severity in SEVERITIES]
+        band = (np.array([None, *(end[side] for end in ends)], dtype=float) for side in ("low", "high"))
+        _draw(axes, means, *band, label=arm, look=look)
     axes.set_xlabel("severity; 0: clean")
     axes.set_ylabel(f"test {title_of('auroc')}")
     axes.grid(alpha=0.3)
@@ -275,7 +277,7 @@ def _examples(data: ImageData, suite: Suite) -> Figure:
     middle = slice(margin, margin + data.size)
     image = data.test.images[[0]][..., middle, middle]
     names = list(suite.severities)
-    figure, panels = new_figure(1.32 * len(names), len(names), 1 + len(_SHOWN), squeeze=False)
+    figure, panels = new_figure(1.02 * len(names) + 0.2, len(names), 1 + len(_SHOWN), squeeze=False)
     for row, name in zip(panels, names, strict=True):
         parameters = [suite.severities[name][severity - 1] for severity in _SHOWN]
         changed = [corrupt(image, data.test.cases[:1], name, parameter) for parameter in parameters]

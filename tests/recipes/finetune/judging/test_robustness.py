@@ -67,6 +67,11 @@ def test_the_endpoint_is_the_mean_over_all_cells_and_judged_over_the_same_cases(
     first = summary["verdicts"][0]
     assert (first["low"], first["high"]) == pytest.approx(clean_of(clean).differences["inmerge"].interval(0.975))
     assert summary["relative"] == {}
+    of_three = np.mean(
+        [bootstrap(TASK, LABELS, found).replicates(ARMS) for _, severity, found in cells if severity == 3], 0
+    )
+    low = summary["auroc_intervals_of_mean"]["3"]["inmerge"]["low"]
+    assert low == pytest.approx(np.quantile(of_three[:, 1].mean(axis=1), 0.025))
 
 
 def test_corruptions_that_change_nothing_change_no_figure() -> None:
