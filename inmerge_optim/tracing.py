@@ -143,6 +143,11 @@ def known_attribute(model: nn.Module, name: str) -> Any:
         return None
 
 
+def own_size(model: nn.Module) -> tuple[int, ...]:
+    """Return a model's own size of input, without the batch, or one that suits its first convolution."""
+    return _own_sizes(model)[0]
+
+
 def _own_sizes(model: nn.Module) -> list[tuple[int, ...]]:
     """Return the sizes to try in turn: a model's own, and those that suit its first convolution."""
     config = known_attribute(model, "pretrained_cfg")

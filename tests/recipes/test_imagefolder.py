@@ -19,6 +19,8 @@ from datasets.table import embed_table_storage
 from finetune.errors import InputError
 from finetune.files import write_csv
 from finetune.options import parse_options
+from finetune.prediction import kept_model, predict_files
+from finetune.reports.look import look_at
 from finetune.runs import folds
 from finetune.runs.finished import FinishedRun
 from finetune.runs.results import read_predictions
@@ -228,6 +230,23 @@ def test_a_cross_validated_run_that_was_killed_goes_on(folded: Path, monkeypatch
     assert found.items() <= content_of(folded).items()
 
 
+def test_the_models_of_all_folds_predict_new_images_together(folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it did in its test, and then their mean."""
+    kept = kept_model(FinishedRun(folded), 1, "inmerge")
+    images, tested = folded.parent / "animals", read_predictions(folded / "seed_1/inmerge", "test").cases
+    paths = [images / case for case in tested]
+    together, _ = predict_files(kept, paths)
+    each = []
+    for fold, weights in enumerate(kept.run.weights(1, "inmerge")):
+        monkeypatch.setattr(FinishedRun, "weights", lambda *_, weights=weights: [weights])
+        each.append(predict_files(kept, paths)[0])
+        own = read_predictions(weights.parent, "test")
+        found = np.stack([each[fold][images / case] for case in own.cases])
+        np.testing.assert_allclose(found, own.probabilities, atol=1e-6)
+    for path in paths:
+        np.testing.assert_allclose(together[path], np.mean([found[path] for found in each], axis=0))
+
+
 def test_arms_are_paired_in_every_fold_under_augmentation(run: Run, animals: list[object]) -> None:
     augmented = ["--aug", "flips", "quarter-turns", "rotations", "crops", "brightness", "contrast"]
     folder = run(*animals, *augmented, "--folds", 3, "--merge-prob", 0, "--epochs", 0)
@@ -255,6 +274,9 @@ def test_folds_can_be_given_back(animals: list[object], tmp_path: Path) -> None:
     again = find_own_images(replace(options, split_file=path, split_seed=5), allow_missing=False)
     np.testing.assert_array_equal(again.folds, first.folds)
     assert (find_own_images(replace(options, split_seed=5), allow_missing=False).folds != first.folds).any()
+    told = look_at(first, 16)
+    assert "fold 0    fold 1    fold 2    fold 3" in told
+    assert "No image, and none that looks alike, lies in two splits." in told
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *(line[:-1] + str(k % 4) for k, line in enumerate(lines))]))
     with pytest.raises(InputError, match=r"40 patients of animals lie in several splits .*: put each into one fold"):

@@ -63,14 +63,14 @@ def _kinds(own: OwnImages) -> str:
 
 
 def _counts(data: ImageData) -> list[str]:
-    """A table: images per class and split, and patients where they are known."""
+    """A table: images per class and split, or fold, and patients where they are known."""
     counts = list(data.counts.values())
     rows = {name: [found["labels"][name] for found in counts] for name in counts[0]["labels"]}
     rows |= {"images": [found["images"] for found in counts]}
     if data.train.patients is not None:
         rows |= {"patients": [found["patients"] for found in counts]}
     width = max(map(len, rows))
-    return [" ".join([" " * width, *(f"{part:>9}" for part in PARTS)])] + [
+    return [" ".join([" " * width, *(f"{part:>9}" for part in data.counts)])] + [
         " ".join([f"{name:<{width}}", *(f"{number:>9,}" for number in numbers)]) for name, numbers in rows.items()
     ]
 

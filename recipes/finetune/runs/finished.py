@@ -143,6 +143,11 @@ class FinishedRun:
     def stage(self, seed: int, name: str) -> Path:
         return stage_folder(self.folder, seed, name)
 
+    def weights(self, seed: int, arm: str) -> list[Path]:
+        """The kept models of an arm: one, or in cross-validation one of each fold."""
+        folds = [None] if self.folds is None else range(self.folds)
+        return [stage_folder(self.folder, seed, arm, fold) / WEIGHTS for fold in folds]
+
     def curves(self, stage: str) -> pd.DataFrame:
         """metrics.csv of a stage, "backbone" or an arm, a row per seed that it finished and epoch."""
         return self._tables(stage, CURVES)
