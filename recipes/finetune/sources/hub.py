@@ -46,7 +46,8 @@ class HubImages:
 
 def _is_in_cache(path: str) -> bool:
     """Whether a file lies where the hub's client keeps what it has loaded."""
-    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    config = datasets.config
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     return any(os.path.realpath(path).startswith(os.path.join(os.path.realpath(cache), "")) for cache in caches)
 
 
