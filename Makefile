@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test portable lint bench
+.PHONY: demo test portable lint bench docs mutants
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -27,6 +27,19 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recipe_vs_peers.py
+
+# What the tests don't notice of a change in the method; hours on one core (docs/development.md).
+mutants: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable ".[mutation]"
+	$(BIN)/mutmut run --max-children 2
+
+# The site, in docs/_build/html; a broken link or anchor within it is an error.
+docs: .venv/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --editable ".[docs]"
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -20,11 +20,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import timm
 import torch
 from PIL import Image
 
@@ -36,7 +38,7 @@ from finetune.data.squares import Form
 from finetune.sources.folders import read_class_folders
 from finetune.training.batches import train_loader
 
-SIDE, FORM, BATCH, KILLS = 48, Form(36, "pad"), 128, 10
+SIDE, SIZE, FORM, BATCH, KILLS, REPEATS = 48, 32, Form(36, "pad"), 128, 10, 5
 FORKED = multiprocessing.get_context("fork")
 
 
@@ -57,6 +59,12 @@ def processor_seconds() -> float:
     return sum(found.ru_utime + found.ru_stime for found in used)
 
 
+def own_memory() -> float:
+    """Of this process, in MB, without pages of the files that it maps, which the system takes back at will."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+
 def measured(turn: Callable[[], object]) -> dict[str, float]:
     """Run it in a process of its own: seconds by the clock and of the processor, and the peak of its memory in MB."""
     queue = FORKED.SimpleQueue()
@@ -71,6 +79,7 @@ def measured(turn: Callable[[], object]) -> dict[str, float]:
                 "processor": processor_seconds() - used,
                 "peak": peaks[0] / 1024,
                 "worker": peaks[1] / 1024,
+                "own": own_memory(),
             }
         )
 
@@ -107,25 +116,40 @@ def kill_ten_times(source: Any, folder: Path, seconds: float) -> list[int]:
     return whole
 
 
-def epoch(images: Any, count: int) -> None:
-    """All batches of an epoch, as training takes them from a set of images in memory or prepared."""
+def epoch_seconds(images: Any, count: int) -> float:
+    """Of the processor, for all batches of an epoch as training takes them."""
     split = Split(images, np.zeros(count, dtype=np.int64), [str(k) for k in range(count)])
     loader = train_loader(split, batch_size=BATCH, grad_accum_steps=1, seed=0, stage="arm")
+    began = time.process_time()
     for batch in loader:
         batch["images"].float().mean()
+    return time.process_time() - began
 
 
-def epochs_compared(images: PreparedImages, repeats: int = 5) -> tuple[float, float]:
-    """Median seconds of the processor for an epoch of prepared images, and of the same images as an array."""
+def step_seconds(channels: int) -> float:
+    """Of the processor, for a training step of a ResNet18 on one batch."""
+    model = timm.create_model("resnet18", num_classes=2)
+    images = torch.rand(BATCH, channels, SIZE, SIZE).expand(-1, 3, -1, -1)
+    began = time.process_time()
+    model(images).square().mean().backward()
+    return time.process_time() - began
+
+
+def compare_epochs(images: PreparedImages) -> None:
+    """Prepared images against the same as an array, as the built-in sets have them: the batches alone, and training."""
     count = images.shape[0]
     array = images[list(range(count))]
-    times: dict[str, list[float]] = {"prepared": [], "array": []}
-    for _ in range(repeats):
-        for name, held in (("prepared", images), ("array", array)):
-            began = time.process_time()
-            epoch(held, count)
-            times[name].append(time.process_time() - began)
-    return median(times["prepared"]), median(times["array"])
+    turns = {"prepared": images, "array": array}
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _, (name, held) in product(range(REPEATS), turns.items()):
+        times[name].append(epoch_seconds(held, count))
+    step = median(step_seconds(images.shape[1]) for _ in range(REPEATS)) / BATCH
+    prepared, held = (median(found) / count for found in times.values())
+    ratio = (step + prepared) / (step + held)
+    print(
+        f"Batches of an epoch: {1e6 * prepared:.1f} microseconds an image prepared, {1e6 * held:.1f} as an array; with "
+        f"{1e6 * step:,.0f} for a ResNet18's step at {SIZE} px an epoch takes {ratio:.3f} of that over an array"
+    )
 
 
 def main() -> None:
@@ -150,16 +174,19 @@ def main() -> None:
                 f"processor ({len(found) / of['processor'] / pil:.2f} of PIL), {len(found) / of['clock']:,.0f} by the "
                 f"clock; peak {of['peak']:,.0f} MB, of a worker {of['worker']:,.0f} MB"
             )
-        growth = (measures["one process"]["peak"] - measures["half"]["peak"]) * 2**20
-        print(f"The peak grows by {growth / (len(source) - len(few) or 1):,.0f} bytes per file more")
+        more = max(1, len(source) - len(few)) / 2**20
+        peak, own = ((measures["one process"][kind] - measures["half"][kind]) / more for kind in ("peak", "own"))
+        print(
+            f"Per file more, of {FORM.side**2:,} pixels, the peak grows by {peak:,.0f} bytes, with pages of the files "
+            f"that are mapped, and the process's own memory by {own:,.0f}"
+        )
         whole = kill_ten_times(source, folder / "killed", measures["two processes"]["clock"])
         prepare(source, FORM, folder / "killed", 2)
         same = checksums(folder / "killed") == checksums(folder / "one process") == checksums(folder / "two processes")
         print(
             f"Killed after {', '.join(map(str, whole))} whole files: {'the same' if same else 'OTHER'} bytes at the end"
         )
-        prepared, array = epochs_compared(prepare(source, FORM, folder / "one process", 0))
-        print(f"An epoch's batches take {prepared / array:.2f} of the time that they take from an array in memory")
+        compare_epochs(prepare(source, FORM, folder / "one process", 0))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ Smaller models:
     compact             takes out equal channels, so that a smaller model computes the same
     CompactionReport    what it has done
     remove_channels     takes the same channels out of a model that is built anew
+    save_compacted      writes the smaller model to a file
+    load_compacted      builds it again from there
 
 Weights from files, as the command ``inmerge`` and the recipes read them:
 
@@ -42,7 +44,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inmerge_optim.compaction import CompactionReport, compact, remove_channels
+    from inmerge_optim.compaction import CompactionReport, compact, load_compacted, remove_channels, save_compacted
     from inmerge_optim.drawing import draw_pairs
     from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.models import CheckpointError, read_checkpoint
@@ -68,9 +70,11 @@ _HOMES = {
     "kernel_layers": "selection",
     "kernel_ranks": "ranks",
     "kernel_similarity": "similarity",
+    "load_compacted": "compaction",
     "merge_kernels_": "merging",
     "read_checkpoint": "models",
     "remove_channels": "compaction",
+    "save_compacted": "compaction",
     "similarity_profile": "similarity",
 }
 
@@ -88,9 +92,11 @@ __all__ = [
     "kernel_layers",
     "kernel_ranks",
     "kernel_similarity",
+    "load_compacted",
     "merge_kernels_",
     "read_checkpoint",
     "remove_channels",
+    "save_compacted",
     "similarity_profile",
 ]
 

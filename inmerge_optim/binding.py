@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import warnings
 import weakref
 from collections.abc import Iterable
@@ -12,9 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.merging import check_kernels
 from inmerge_optim.selection import KernelLayers, layer_modules, obstacle, unwrap
+from inmerge_optim.sharding import is_sharded
 
+_PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")  # of a layer and its norms, where of one dimension
 _Groups = list[dict[str, Any]]
 _Referent = TypeVar("_Referent")
 
@@ -40,24 +41,32 @@ class Binding:
     Attributes:
         listed: the layers of kernel_layers.
         places: the place of each layer that is bound, by its index in ``listed``.
+        merge_channels: whether what else a channel has is bound along.
     """
 
-    def __init__(self, listed: KernelLayers, model: nn.Module, groups: _Groups) -> None:
+    def __init__(self, listed: KernelLayers, model: nn.Module, groups: _Groups, merge_channels: bool = False) -> None:
         self.listed = listed
+        self.merge_channels = merge_channels
         self.places: dict[int, Place] = {}
         modules = layer_modules(model, listed)
         self._modules = {layer.index: weakref.ref(modules[layer.name]) for layer in listed if layer.selected}
+        self._norms = {
+            layer.index: [weakref.ref(unwrap(model).get_submodule(name)) for name in layer.norms or ()]
+            for layer in listed
+            if layer.selected and merge_channels
+        }
         self._parameters: dict[int, weakref.ref[Tensor]] = {}
         self._told: set[int] = set()
         self._known = _Identities([*unwrap(model).parameters(), *_parameters(groups)])
         self.weights(groups)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"listed": self.listed, "places": self.places, "_told": self._told}
+        names = ("listed", "places", "merge_channels", "_told")
+        return {name: value for name, value in vars(self).items() if name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._modules, self._parameters, self._known = {}, {}, _Identities([])
+        self._modules, self._norms, self._parameters, self._known = {}, {}, {}, _Identities([])
 
     def bind_places(self, groups: _Groups) -> None:
         """Take the parameters that stand in the places for those of the layers: after a copy, whose are new."""
@@ -80,6 +89,32 @@ class Binding:
             if not self.obstacle(index):
                 found[index] = weight
         return found
+
+    def channels(self, index: int, weight: Tensor) -> list[Tensor]:
+        """Return what a layer's channels have beside their kernels, if that is merged along: a number for each channel.
+
+        Raises:
+            RuntimeError: it is not known, since this is a copy, which knows of no modules; or FSDP2 keeps it whole at
+                the moment, apart from the weight.
+        """
+        if not self.merge_channels:
+            return []
+        holders = [_alive(reference) for reference in (self._modules.get(index), *self._norms.get(index, ()))]
+        if any(holder is None for holder in holders):
+            raise RuntimeError(
+                f"merge_channels blends the bias and batch norm of {self.listed[index].name}, which a copied or "
+                "unpickled optimizer doesn't know: wrap the base anew, with the model"
+            )
+        found = [getattr(holder, name, None) for holder in holders for name in _PER_CHANNEL]
+        channels = [values for values in found if isinstance(values, Tensor) and values.dim() == 1]
+        if is_sharded(weight) and any(
+            isinstance(values, nn.Parameter) and not is_sharded(values) for values in channels
+        ):
+            raise RuntimeError(
+                f"the weight of {self.listed[index].name} is sharded and what else its channels have is not, so that "
+                "merge_channels can't reach it: let FSDP2 reshard after the backward pass"
+            )
+        return channels
 
     def obstacle(self, index: int) -> str:
         """Return why a layer can't be merged as its module stands now, or an empty string: one may be parametrized."""
@@ -157,15 +192,6 @@ class _Identities:
     def __contains__(self, tensor: Tensor) -> bool:
         reference = self._references.get(id(tensor))
         return reference is not None and reference() is tensor
-
-
-def user_stacklevel() -> int:
-    """Return the stacklevel by which a warning of the caller shows the line outside torch and this package."""
-    inside = (os.path.dirname(__file__), os.path.dirname(torch.__file__))
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _alive(reference: weakref.ref[_Referent] | None) -> _Referent | None:

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say("warning", str(message))
-            _inspect(options)
+            options.run(options)
     except InputError as error:
         _say("error", str(error))
         return 2
@@ -97,18 +97,65 @@ def _parser() -> argparse.ArgumentParser:
         "similar their kernels are beside random ones, and how many a step would merge.",
         allow_abbrev=False,  # since the values of an option are found by its full name
     )
-    source = inspect.add_argument_group("the model and its weights (random ones unless they are given)")
+    inspect.set_defaults(run=_inspect)
+    _add_source(inspect)
+    _add_settings(inspect)
+    output = inspect.add_argument_group("files, beside the table on the screen, or in its place (-)")
+    output.add_argument("--json", type=Path, metavar="FILE", help="everything about each layer")
+    output.add_argument("--csv", type=Path, metavar="FILE", help="the same as one row per layer, without the pairs")
+    output.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="the first layer's kernels and each layer's similarities (.png, .pdf, .svg)",
+    )
+    compact = commands.add_parser(
+        "compact",
+        help="take equal channels out of a model, so that a smaller one computes the same",
+        description="Take equal channels out of a model that was trained with merge_channels, so that a smaller one "
+        "computes the same; say which layers lost how many, and why the others kept theirs.",
+        allow_abbrev=False,
+    )
+    compact.set_defaults(run=_compact, module=None)
+    _add_source(compact, module=False)
+    _add_input_size(compact)
+    compact.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        metavar="T",
+        help="how far apart two kernels may be, as a share of the larger one's norm (default: 0.001)",
+    )
+    compact.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="the smaller model, which inmerge_optim.load_compacted builds again (.safetensors)",
+    )
+    return parser
+
+
+def _add_source(parser: argparse.ArgumentParser, module: bool = True) -> None:
+    source = parser.add_argument_group("the model and its weights (random ones unless they are given)")
     source.add_argument(
         "model",
         nargs="?",
         metavar="MODEL",
         help="the name of a timm model: resnet34, resnet34.a1_in1k, hf_hub:user/model or local-dir:folder",
     )
-    source.add_argument("--module", metavar="PKG.MOD:FACTORY", help="a function without arguments that returns a model")
+    if module:
+        source.add_argument(
+            "--module", metavar="PKG.MOD:FACTORY", help="a function without arguments that returns a model"
+        )
     source.add_argument("--pretrained", action="store_true", help="fetch the pretrained weights of the timm model")
     source.add_argument("--checkpoint", type=Path, metavar="FILE", help="load weights (.safetensors, .pth)")
     source.add_argument("--num-classes", type=int, metavar="N", help="classes of the timm model, if not its own number")
-    settings = inspect.add_argument_group("the settings of the merging")
+    source.add_argument("--in-chans", type=int, metavar="N", help="channels that the timm model takes, if not its own")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    settings = parser.add_argument_group("the settings of the merging")
     settings.add_argument(
         "--skip-layers",
         type=_count_or_fraction,
@@ -134,26 +181,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TYPE ...",
         help="conv, linear or both (default: conv; linear is experimental)",
     )
+    _add_input_size(settings)
     settings.add_argument(
+        "--rate", type=float, metavar="R", help="say which threshold would merge this share of the draws"
+    )
+
+
+def _add_input_size(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
         "--input-size",
         type=_size,
         metavar="C ...",
         help="the channels and lengths of an input, for a model that has no size of its own: 3 224 224 of an image, "
         "1 32 32 32 of a volume, 12 1000 of a signal",
     )
-    settings.add_argument(
-        "--rate", type=float, metavar="R", help="say which threshold would merge this share of the draws"
-    )
-    output = inspect.add_argument_group("files, beside the table on the screen, or in its place (-)")
-    output.add_argument("--json", type=Path, metavar="FILE", help="everything about each layer")
-    output.add_argument("--csv", type=Path, metavar="FILE", help="the same as one row per layer, without the pairs")
-    output.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help="the first layer's kernels and each layer's similarities (.png, .pdf, .svg)",
-    )
-    return parser
 
 
 def _join_values(arguments: Sequence[str]) -> list[str]:
@@ -236,8 +277,10 @@ def _check_options(options: argparse.Namespace) -> None:
         raise InputError(
             "--pretrained fetches the weights of a timm MODEL and goes with neither --module nor --checkpoint"
         )
-    if options.num_classes is not None and options.module:
-        raise InputError("--num-classes is for a timm MODEL: let the factory of --module set the classes")
+    for name in ("num_classes", "in_chans"):
+        if getattr(options, name) is not None and options.module:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is for a timm MODEL: let the factory of --module set it")
 
 
 def _check_outputs(options: argparse.Namespace) -> dict[str, Path]:
@@ -277,12 +320,11 @@ def _build(options: argparse.Namespace) -> tuple[nn.Module, str]:
 
     torch.manual_seed(0)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries, which end in the sentence below
-    settings = {} if options.num_classes is None else {"num_classes": options.num_classes}
     try:
         if options.module:
             model = call_factory(options.module)
         else:
-            model = create_timm_model(options.model, pretrained=options.pretrained, **settings)
+            model = create_timm_model(options.model, pretrained=options.pretrained, **_model_settings(options))
         if options.checkpoint:
             model.load_state_dict(read_checkpoint(options.checkpoint, model), strict=False)
     except ModelError as error:
@@ -300,6 +342,41 @@ def _build(options: argparse.Namespace) -> tuple[nn.Module, str]:
     else:
         weights = "random weights: --checkpoint or --pretrained gives others"
     return model, f"{options.model or options.module} ({weights})"
+
+
+def _model_settings(options: argparse.Namespace) -> dict[str, int]:
+    """Return what timm's create_model is to be told beside the name."""
+    return {name: value for name in ("num_classes", "in_chans") if (value := getattr(options, name)) is not None}
+
+
+def _compact(options: argparse.Namespace) -> None:
+    _check_options(options)
+    if options.output.suffix != ".safetensors":
+        raise InputError(f"--output {options.output} must end in .safetensors")
+    if reason := obstacle(options.output):
+        raise InputError(f"--output {options.output} {reason}: name a regular file")
+    if options.checkpoint and os.path.realpath(options.output) == os.path.realpath(options.checkpoint):
+        raise InputError(f"--output {options.output} is also that of --checkpoint: give it a file of its own")
+    try:
+        import torch
+
+        from inmerge_optim.compaction import compact, save_compacted
+        from inmerge_optim.tracing import own_size
+
+        model, title = _build(options)
+        size = options.input_size or own_size(model)
+        inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+        smaller, report = compact(model, inputs, options.tolerance)
+    except ImportError as error:
+        raise InputError(f"{error}: pip install 'inmerge_optim[compact]'") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(str(error)) from error
+    print(f"{printable(title)}\n\n{report}")
+    description = {"model": options.model, "settings": _model_settings(options), "input_size": [*inputs.shape]}
+    try:
+        save_compacted(options.output, smaller, report, description)
+    except OSError as error:
+        raise InputError(f"--output {options.output} can't be written ({error.strerror or error})") from error
 
 
 def _profile(options: argparse.Namespace, model: nn.Module, title: str) -> Inspection:

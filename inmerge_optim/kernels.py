@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.drawing import Indices, Pairs
 from inmerge_optim.merging import (
     COSINE_UNIT,
@@ -83,7 +84,7 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
         device, rows = layer.weight.device, _as_rows(layer)
         if rows is not None and device.type == "cpu":
             on_host[index] = rows
-        elif rows is not None and not layer.rule.needs_order and _triton_merge(device):
+        elif rows is not None and not layer.rule.needs_order and not layer.channels and _triton_merge(device):
             on_gpu.setdefault((device, layer.weight.dtype), {})[index] = rows
         else:
             tallies.on(device)[index] += merge_layer_(layer)
@@ -96,7 +97,7 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
 
 def _as_rows(layer: DrawnLayer) -> DrawnLayer | None:
     """View a layer's kernels as rows, (n, d), in the order of their weights in memory; None where they are none."""
-    weight, pairs, rule, donors = layer
+    weight, pairs, rule, donors, channels = layer
     if type(weight) is not Tensor or not weight.numel():
         return None
     if not weight.is_contiguous():  # channels_last, for one
@@ -104,7 +105,8 @@ def _as_rows(layer: DrawnLayer) -> DrawnLayer | None:
         if donors is not None or not weight[0].is_contiguous():
             return None
     length = weight.numel() // weight.shape[0]
-    return DrawnLayer(weight.view(-1, length), pairs, rule, donors if donors is None else donors.view(-1, length))
+    donors = donors if donors is None else donors.view(-1, length)
+    return DrawnLayer(weight.view(-1, length), pairs, rule, donors, channels)
 
 
 def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
@@ -119,6 +121,8 @@ def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
         index, layer, span = indices[place], drawn[place], spans[place]
         chosen = np.flatnonzero(accepted[span])
         _blend_(layer, chosen)
+        for values in layer.channels:
+            _blend_(layer._replace(weight=values.view(-1, 1), donors=None), chosen)
         tallies.numpy()[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
 
 
@@ -244,7 +248,7 @@ def _triton_merge(device: torch.device) -> Callable[[Mapping[int, DrawnLayer], T
         warnings.warn(
             f"Triton can't run on {device} ({type(error).__name__}: {error}), so kernels are merged by torch's own "
             "operations, some thirty per layer; INMERGE_TRITON=0 in the environment chooses them without this warning",
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
         return None
     return merge_on_gpu_

@@ -30,12 +30,14 @@ class DrawnLayer(NamedTuple):
     Attributes:
         donors: the kernels that the partners are, as rows in the order of their weights, if not those of the weight
             itself: what other ranks have sent.
+        channels: what else has an entry per kernel and is merged along, such as the bias: (kernels,) each.
     """
 
     weight: Tensor
     pairs: Pairs
     rule: Rule
     donors: Tensor | None = None
+    channels: tuple[Tensor, ...] = ()
 
 
 def merge_layer_(layer: DrawnLayer) -> Tensor:
@@ -47,16 +49,18 @@ def merge_layer_(layer: DrawnLayer) -> Tensor:
         The tally: how many kernels were merged, and the sum of their cosines in COSINE_UNIT; int64, (2,), on the
         weight's device.
     """
-    weight, (picked, partners, rounding, shuffle), rule, others = layer
+    weight, (picked, partners, rounding, shuffle), rule, others, channels = layer
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         rows, donor_rows, order = to_device([picked, partners, shuffle], weight.device)
         own, donors = take_rows(weight, rows), take_rows(weight if others is None else others, donor_rows)
         cosines = pair_cosines(own, donors)
         accepted = accept_pairs(cosines, own.shape[1], rule, rounding, order)
-        merged = blend_rows(own, donors, rule.merge_weight).to(weight.dtype)
-        kept = weight.index_select(0, rows)
-        written = torch.where(accepted[:, None], merged, kept.reshape(merged.shape))
-        weight.index_copy_(0, rows, written.reshape(kept.shape))
+        per_channel = [(values, take_rows(values, rows), take_rows(values, donor_rows)) for values in channels]
+        for tensor, mine, theirs in [(weight, own, donors), *per_channel]:
+            merged = blend_rows(mine, theirs, rule.merge_weight).to(tensor.dtype)
+            kept = tensor.index_select(0, rows)
+            written = torch.where(accepted[:, None], merged, kept.reshape(merged.shape))
+            tensor.index_copy_(0, rows, written.reshape(kept.shape))
         return torch.stack((accepted, torch.where(accepted, cosines / COSINE_UNIT, 0).long())).sum(1)
 
 

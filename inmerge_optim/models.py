@@ -66,9 +66,9 @@ def create_timm_model(name: str, *, pretrained: bool = False, **settings: Any) -
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **settings)
     except Exception as error:  # whatever the hub's client, the network or the model's constructor raise
         if pretrained:
-            raise CheckpointError(f"the pretrained weights of {name} can't be had ({_first_line(error)})") from error
+            raise CheckpointError(f"the pretrained weights of {name} can't be had ({first_line(error)})") from error
         with_settings = f" with {settings}" if settings else ""
-        raise ModelError(f"{name} can't be built by timm{with_settings} ({_first_line(error)})") from error
+        raise ModelError(f"{name} can't be built by timm{with_settings} ({first_line(error)})") from error
     return model
 
 
@@ -92,14 +92,14 @@ def call_factory(place: str) -> nn.Module:
         try:
             module = importlib.import_module(name)
         except (Exception, SystemExit) as error:  # whatever a user's module raises, a script's sys.exit() among it
-            raise ModelError(f"{place}: {name} can't be imported ({_first_line(error)})") from error
+            raise ModelError(f"{place}: {name} can't be imported ({first_line(error)})") from error
         factory = getattr(module, attribute, None)
         if not callable(factory):
             raise ModelError(f"{place}: {name} has no function {attribute}{_near(attribute, dir(module))}")
         try:
             model = factory()
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{place}: {attribute}() failed ({_first_line(error)})") from error
+            raise ModelError(f"{place}: {attribute}() failed ({first_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise ModelError(f"{place}: {attribute}() returned a {type(model).__name__}, but a torch.nn.Module is needed")
     return model
@@ -161,7 +161,7 @@ def _read(path: Path) -> dict[str, Tensor]:
                 "loading it otherwise could run any code; save its state_dict() alone, best as .safetensors"
             ) from error
         raise CheckpointError(
-            f"{path} can't be read as weights ({_first_line(error)}): give a .safetensors or .pth file"
+            f"{path} can't be read as weights ({first_line(error)}): give a .safetensors or .pth file"
         ) from error
     if not isinstance(weights, Mapping) or not all(_is_plain(value) for value in weights.values()):
         raise CheckpointError(f"{path} holds no state_dict of plain tensors: save model.state_dict()")
@@ -234,7 +234,7 @@ def _near(name: str, known: Sequence[str]) -> str:
     return f": did you mean {' or '.join(near)}?" if near else ""
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, and the second where that only announces it."""
     first, second, *_ = [*str(error).strip().splitlines(), "", ""]
     return (f"{first} {second.strip()}" if first.endswith(":") else first).rstrip(".") or type(error).__name__

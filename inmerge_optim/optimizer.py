@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inmerge_optim.binding import Binding, user_stacklevel
+from inmerge_optim.binding import Binding
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.drawing import draw_layers
 from inmerge_optim.kernels import Tallies, merge_layers_
 from inmerge_optim.merging import COSINE_UNIT, DrawnLayer
-from inmerge_optim.selection import CONVOLUTIONS, KernelLayers, LayerTypes, kernel_layers
+from inmerge_optim.selection import CONVOLUTIONS, KernelLayer, KernelLayers, LayerTypes, kernel_layers
 from inmerge_optim.settings import SETTINGS, Criterion, Rule, check_count, check_setting, parse_threshold
 from inmerge_optim.sharding import is_sharded, merge_sharded_layers_
 
@@ -49,6 +50,12 @@ class _Bound(NamedTuple):
     weight: Tensor
     group: dict[str, Any]
     had_grad: bool
+    channels: list[Tensor]
+
+    @property
+    def frozen(self) -> bool:
+        parameters = [self.weight, *(values for values in self.channels if isinstance(values, nn.Parameter))]
+        return not all(parameter.requires_grad for parameter in parameters)
 
 
 class InMergeOptimizer(Optimizer):
@@ -80,6 +87,10 @@ class InMergeOptimizer(Optimizer):
         every: merge after each ``every``-th step, counted from ``merge_start``.
         merge_start: how many steps are made before merging begins.
         merge_stop: the number of steps after which nothing is merged any more; None: it never stops.
+        merge_channels: blend along with each kernel its bias, and its entries in the affine parameters and running
+            statistics of the batch norms that take the layer's output alone. Merged kernels then become equal channels,
+            which ``compact`` takes out. Layers are left out whose channels something else scales or shifts, and are
+            left alone while any of those parameters is frozen. It is no part of the paper, and can't be changed later.
         names: the layers to merge outright, as a regular expression or a sequence of names.
         exclude: the layers to leave alone, likewise.
         layer_types: the classes of layers to look at.
@@ -129,7 +140,8 @@ class InMergeOptimizer(Optimizer):
         every: int = 1,
         merge_start: int = 0,
         merge_stop: int | None = None,
-        names: str | Sequence[str] | None = None,
+        merge_channels: bool = False,
+        names: str | Sequence[str | KernelLayer] | None = None,
         exclude: str | Sequence[str] | None = None,
         layer_types: LayerTypes = CONVOLUTIONS,
         example_inputs: Any = None,
@@ -154,8 +166,9 @@ class InMergeOptimizer(Optimizer):
             example_inputs=example_inputs,
             names=names,
             exclude=exclude,
+            merge_channels=merge_channels,
         )
-        self._binding = Binding(listed, model, self.param_groups)
+        self._binding = Binding(listed, model, self.param_groups, merge_channels)
         self._drawn: dict[int, int] = {}
         self._tallies = Tallies(len(self._binding.listed))
         self._rate_checked = False
@@ -207,6 +220,11 @@ class InMergeOptimizer(Optimizer):
     _step_supports_amp_scaling = False
 
     @property
+    def merge_channels(self) -> bool:
+        """Whether biases and batch norms are blended along with the kernels."""
+        return self._binding.merge_channels
+
+    @property
     def layers(self) -> KernelLayers:
         """The layers of kernel_layers as bound: "not in the optimizer" is a reason, "frozen" a remark for now."""
         bound = self._binding.weights(self.param_groups)
@@ -249,7 +267,7 @@ class InMergeOptimizer(Optimizer):
         bound = self._bound()
         count = self._count(_ROUNDS)
         for number in range(count, count + rounds):
-            self._merge(("round", number), bound, [layer for layer in bound if layer.weight.requires_grad])
+            self._merge(("round", number), bound, [layer for layer in bound if not layer.frozen])
             self._set_count(_ROUNDS, number + 1)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -313,6 +331,7 @@ class InMergeOptimizer(Optimizer):
         listed = self._binding.listed
         counted = sum(layer.depth is not None for layer in listed) or len(listed)
         settings = ", ".join(f"{name}={_text(getattr(self, name))}" for name in SETTINGS)
+        settings += ", merge_channels=True" if self.merge_channels else ""
         return (
             f"{type(self).__name__}({settings}, merging {len(self._binding.places)} of {counted} layers, "
             f"base_optimizer={self.base_optimizer!r})"
@@ -349,7 +368,13 @@ class InMergeOptimizer(Optimizer):
         self._binding.warn_of_absent_layers()
         groups, places = self.param_groups, self._binding.places
         bound = [
-            _Bound(index, weight, groups[places[index].group], weight.grad is not None)
+            _Bound(
+                index,
+                weight,
+                groups[places[index].group],
+                weight.grad is not None,
+                self._binding.channels(index, weight),
+            )
             for index, weight in found.items()
         ]
         for group in _groups_of(bound).values():
@@ -393,7 +418,8 @@ class InMergeOptimizer(Optimizer):
         for layer, pairs, owner in zip(bound, drawn, owners, strict=True):
             if layer.layer in updated and pairs.picked.size:
                 kind = sharded if is_sharded(layer.weight) else whole
-                kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rules[owner])
+                channels = tuple(values.detach() for values in layer.channels)
+                kind[layer.layer] = DrawnLayer(layer.weight.detach(), pairs, rules[owner], channels=channels)
         merge_layers_(whole, self._tallies)
         merge_sharded_layers_(sharded, self._tallies)
         for index, merged in (whole | sharded).items():
@@ -448,7 +474,7 @@ def _groups_of(bound: list[_Bound]) -> dict[int, dict[str, Any]]:
 def _is_updated(layer: _Bound) -> bool:
     """Say whether the base's step changed the weight: it had a gradient, then or now, and a learning rate."""
     has_grad = layer.had_grad or layer.weight.grad is not None  # a closure makes it, some bases zero it in their step
-    return layer.weight.requires_grad and has_grad and not _is_zero(layer.group.get("lr"))
+    return not layer.frozen and has_grad and not _is_zero(layer.group.get("lr"))
 
 
 def _check_base(base: Optimizer) -> None:

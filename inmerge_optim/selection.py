@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.tables import to_lines
 from inmerge_optim.tracing import Trace, kernel_count, trace_layers
 
@@ -69,6 +70,8 @@ class KernelLayer:
         groups: the groups of the convolution.
         selected: whether its kernels are merged.
         reason: why it is not selected, or a remark; empty if there is nothing to say.
+        norms: the batch norms that take its output alone, by their names, so that each of its channels is a kernel, a
+            bias and what these have of it; None where it is more, or where the model was not traced.
     """
 
     name: str
@@ -79,6 +82,7 @@ class KernelLayer:
     groups: int
     selected: bool
     reason: str = ""
+    norms: tuple[str, ...] | None = None
 
 
 class KernelLayers(list[KernelLayer]):
@@ -109,8 +113,9 @@ def kernel_layers(
     *,
     layer_types: LayerTypes = CONVOLUTIONS,
     example_inputs: Any = None,
-    names: str | Sequence[str] | None = None,
+    names: str | Sequence[str | KernelLayer] | None = None,
     exclude: str | Sequence[str] | None = None,
+    merge_channels: bool = False,
 ) -> KernelLayers:
     """List the layers of ``model`` that have kernels, and select those to merge (Algorithm 1, ``i < L_s``).
 
@@ -130,10 +135,14 @@ def kernel_layers(
             ``model.pretrained_cfg["input_size"]``, or the channels of the first convolution with a length of 16384 for
             signals, 224x224 for images and 224x224x224 for volumes and videos.
         names: the layers to select outright, whatever their depth and whatever their names mean: a regular expression
-            that is searched in the names, or the names themselves. Nothing is run or counted then. Layers named in a
-            sequence come first in the list, in its order.
+            that is searched in the names, or the names themselves, or KernelLayers. Nothing is run or counted then.
+            Layers named in a sequence come first in the list, in its order.
         exclude: the layers to leave out, in the same form, also of those that ``names`` picks. They are counted as
             before.
+        merge_channels: whether all that a channel has is to be merged, its bias and batch norm along with its kernel.
+            Layers are then left out whose channels something else scales or shifts (a norm of other layers' channels as
+            well, a layer norm, a layer scale). Named layers are traced for it; where the model is sharded, ``names``
+            must be the KernelLayer objects that were had before.
 
     Returns:
         The layers: executed ones first, in their order, then the others in order of definition.
@@ -154,33 +163,38 @@ def kernel_layers(
         2 layers, 2 counted, 1 selected.
     """
     wrapped, model = model, unwrap(model)
-    sharding = _sharding(wrapped) if names is None else ""
+    described = _described(names)
+    traced = names is None or (merge_channels and described is None)
+    sharding = _sharding(wrapped) if traced else ""
     if sharding:
         raise ValueError(
             f"{type(model).__name__} is sharded by {sharding} and can't be traced: call kernel_layers before sharding, "
-            "and pass names=[layer.name for layer in layers if layer.selected]"
+            "and pass names=[layer for layer in layers if layer.selected]"
         )
     skip_layers = _check_skip_layers(skip_layers)
     layer_types = _check_layer_types(layer_types)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, layer_types)}
     _check_weights(model, modules)
     excluded = [] if exclude is None else _pick("exclude", exclude, list(modules))
+    trace = _trace_or_definition(model, modules, example_inputs) if traced else Trace(norms=described or {})
     if names is None:
-        trace = _trace_or_definition(model, modules, example_inputs)
         listed = [*trace.executed, *(name for name in modules if name not in trace.executed)]
         depths, reasons = _judge_by_depth(listed, modules, trace, skip_layers, type(model).__name__)
     else:
         picked = _pick("names", names, list(modules))
         listed = [*picked, *(name for name in modules if name not in picked)]
         depths, reasons = {}, {name: "" if name in picked else "not named" for name in listed}
+    if merge_channels:
+        scaled = [name for name in modules if name not in trace.norms and not reasons[name]]
+        reasons |= dict.fromkeys(scaled, "channels scaled elsewhere")
     reasons |= dict.fromkeys(excluded, "excluded")
-    layers = _describe(listed, modules, depths, reasons)
+    layers = _describe(listed, modules, depths, reasons, trace.norms)
     selected = sum(layer.selected for layer in layers)
     if 10 * selected < len(depths):
         warnings.warn(
             f"only {selected} of the {len(depths)} counted layers of {type(model).__name__} are selected for "
             "merging; the reason of each layer says why, skip_layers or names select others",
-            stacklevel=2,
+            stacklevel=user_stacklevel(),
         )
     return layers
 
@@ -256,7 +270,7 @@ def _check_weights(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
             )
 
 
-def _pick(option: str, wanted: str | Sequence[str], known: list[str]) -> list[str]:
+def _pick(option: str, wanted: str | Sequence[str | KernelLayer], known: list[str]) -> list[str]:
     """Return the layers that a regular expression or a sequence of names picks, in its order."""
     if isinstance(wanted, str):
         try:
@@ -268,7 +282,7 @@ def _pick(option: str, wanted: str | Sequence[str], known: list[str]) -> list[st
         return picked
     if not isinstance(wanted, Iterable):
         raise TypeError(f"{option} is {wanted!r}, but it must be a regular expression or a sequence of names")
-    picked = list(dict.fromkeys(wanted))
+    picked = list(dict.fromkeys(item.name if isinstance(item, KernelLayer) else item for item in wanted))
     for name in picked:
         if name not in known:
             near = difflib.get_close_matches(str(name), known) or known
@@ -312,7 +326,11 @@ def _skipped_depth(skip_layers: float, counted: int, model: str) -> int:
 
 
 def _describe(
-    listed: list[str], modules: Mapping[str, nn.Module], depths: Mapping[str, int], reasons: Mapping[str, str]
+    listed: list[str],
+    modules: Mapping[str, nn.Module],
+    depths: Mapping[str, int],
+    reasons: Mapping[str, str],
+    norms: Mapping[str, tuple[str, ...]],
 ) -> KernelLayers:
     """Describe the layers, and leave out those whose weights can't be merged, and the repetitions of a tied weight."""
     owners: dict[int, str] = {}
@@ -333,9 +351,20 @@ def _describe(
                 groups=groups,
                 selected=not reason,
                 reason=reason,
+                norms=norms.get(name),
             )
         )
     return layers
+
+
+def _described(names: str | Sequence[str | KernelLayer] | None) -> dict[str, tuple[str, ...]] | None:
+    """Return the norms of named layers that are described already; None where any is only named."""
+    if names is None or isinstance(names, str) or not isinstance(names, Iterable):
+        return None
+    described = {item.name: item.norms for item in names if isinstance(item, KernelLayer)}
+    if len(described) < len(list(names)):
+        return None
+    return {name: norms for name, norms in described.items() if norms is not None}
 
 
 def _unmergeable(name: str, module: nn.Module) -> str:
@@ -361,7 +390,7 @@ def _trace_or_definition(model: nn.Module, modules: Mapping[str, nn.Module], exa
             f"{type(model).__name__} can't be traced {trace.problem}: {len(rest)} of its {len(modules)} layers are "
             "taken in the order of definition, and which of those act as fully connected is not known; example_inputs "
             "or names may help",
-            stacklevel=3,
+            stacklevel=user_stacklevel(),
         )
         trace.executed += rest
         trace.fully_connected.update(name for name in rest if _BY_NAME["acts as fully connected"].search(name))

@@ -41,8 +41,9 @@ def merge_sharded_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) ->
     for index, layer in layers.items():
         weight = cast("DTensor", layer.weight)
         axis = _kernel_axis(weight)
-        # "random_pairs" permutes acceptances over the ranks, and a quantile is one of all ranks' cosines.
-        if axis is None or layer.rule.needs_order:
+        # "random_pairs" permutes acceptances over the ranks, a quantile is one of all ranks' cosines, and what else
+        # a channel has may be split otherwise.
+        if axis is None or layer.rule.needs_order or layer.channels:
             _merge_gathered_(index, layer, tallies)
         else:
             by_rows.setdefault((weight.device_mesh, axis, weight.dtype), {})[index] = layer
@@ -59,12 +60,15 @@ def _kernel_axis(weight: DTensor) -> int | None:
 
 
 def _merge_gathered_(index: int, layer: DrawnLayer, tallies: Tallies) -> None:
-    weight = cast("DTensor", layer.weight)
-    whole = weight.full_tensor().clone()
-    merge_layers_({index: layer._replace(weight=whole)}, tallies)
-    # Every rank has the same whole, so each takes its part of it without asking rank 0 (src_data_rank None).
-    parts = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
-    weight.to_local().copy_(parts.to_local())
+    held = [layer.weight, *layer.channels]
+    whole = [cast("DTensor", tensor).full_tensor().clone() if is_sharded(tensor) else tensor for tensor in held]
+    merge_layers_({index: layer._replace(weight=whole[0], channels=tuple(whole[1:]))}, tallies)
+    for tensor, values in zip(held, whole, strict=True):
+        if is_sharded(tensor):
+            sharded = cast("DTensor", tensor)
+            # Every rank has the same whole, so each takes its part of it without asking rank 0 (src_data_rank None).
+            parts = distribute_tensor(values, sharded.device_mesh, sharded.placements, src_data_rank=None)
+            sharded.to_local().copy_(parts.to_local())
 
 
 def _merge_by_rows_(layers: Mapping[int, DrawnLayer], axis: int, tallies: Tallies) -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -27,6 +28,16 @@ _SPACE: dict[type[nn.Module], tuple[int, ...]] = {
     nn.Conv2d: (224, 224),
     nn.Conv3d: (224, 224, 224),
 }
+_BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
+_BATCH_NORM = torch.ops.aten.native_batch_norm.default
+# What reads channels with weights, and makes others of them.
+_READERS = {
+    torch.ops.aten.convolution.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.baddbmm.default,
+}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -38,12 +49,15 @@ class Trace:
         executed: their names, in the order of first execution.
         fully_connected: the convolutions whose output has length 1 in every dimension of space.
         classifiers: those whose kernels are the model's outputs; empty if the run ended early.
+        norms: per layer the batch norms that take its output alone, by their names. Layers are absent whose channels
+            anything else scales or shifts, one by one or together.
         problem: why the run ended early; empty if it did not.
     """
 
     executed: list[str] = field(default_factory=list)
     fully_connected: set[str] = field(default_factory=set)
     classifiers: set[str] = field(default_factory=set)
+    norms: dict[str, tuple[str, ...]] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -99,15 +113,23 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
             if dimensions and all(length == 1 for length in result.shape[-dimensions:]):
                 trace.fully_connected.add(name)
 
+    norms = {module: name for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)}
     with _undisturbed(), _set_aside(model, stand_ins):
         flow.weights_are(stand_ins.all())
         for layer in names:
             layer.register_forward_hook(note)  # it goes when the model's own hooks are put back
+        for norm, name in norms.items():
+            norm.register_forward_pre_hook(partial(flow.enter_norm, name))
+            norm.register_forward_hook(partial(flow.enter_norm, ""))
         with stand_ins.fake_mode, flow:
             args, kwargs = _arguments(model, inputs)
             output = model(*args, **kwargs)
     if known_attribute(model, "num_classes") != 0:  # 0 is timm's for a model without a head
         trace.classifiers = _classifiers(layers, trace.executed, flow, output)
+    widths = {name: int(norm.num_features) for norm, name in norms.items()}
+    trace.norms = {
+        name: own for name in trace.executed if (own := _own_norms(name, layers[name], flow, widths)) is not None
+    }
 
 
 # What the model is called with
@@ -119,6 +141,11 @@ def known_attribute(model: nn.Module, name: str) -> Any:
         return getattr(model, name, None)
     except Exception:  # whatever a user-defined property raises
         return None
+
+
+def own_size(model: nn.Module) -> tuple[int, ...]:
+    """Return a model's own size of input, without the batch, or one that suits its first convolution."""
+    return _own_sizes(model)[0]
 
 
 def _own_sizes(model: nn.Module) -> list[tuple[int, ...]]:
@@ -195,11 +222,16 @@ class _Flow(TorchDispatchMode):
 
     Attributes:
         taken: the layers whose output went into another operation with weights.
+        normed: by batch norm, the layers whose output went into it.
+        scaled: the layers whose channels went through other weights than those of batch norms and of what reads them.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.taken: set[str] = set()
+        self.normed: dict[str, frozenset[str]] = {}
+        self.scaled: set[str] = set()
+        self._norm = ""
         self._sources: dict[int, frozenset[str]] = {}
         self._weights: set[int] = set()
         self._storages: list[Any] = []  # kept, so that no other comes to lie at the address of one
@@ -212,22 +244,29 @@ class _Flow(TorchDispatchMode):
         """Return the layers that any of the tensors comes from directly."""
         return frozenset().union(*(self._sources.get(self._key(tensor), ()) for tensor in tensors))
 
+    def enter_norm(self, name: str, *_: Any) -> None:
+        """Note that a batch norm begins, or with an empty name that it has ended."""
+        self._norm = name
+
     def pass_through(self, layer: str, args: Any, result: Tensor) -> None:
         """Note that a layer made ``result`` from ``args``."""
         self.taken |= self.sources(*_tensors(args))
         self._sources[self._key(result)] = frozenset((layer,))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.native_batch_norm.default:
-            output = _batch_norm(args[0])
-        else:
-            output = func(*args, **(kwargs or {}))
+        output = _batch_norm(args[0]) if func is _BATCH_NORM else func(*args, **(kwargs or {}))
         inputs, results = list(_tensors((args, kwargs))), list(_tensors(output))
         weights = [tensor for tensor in inputs if self._is_weight(tensor)]
         sources = self.sources(*inputs)
         if inputs and len(weights) == len(inputs):
             self.weights_are(results)
-        elif weights and torch.Tag.pointwise not in func.tags:  # a scale, a shift or a mask mixes no channels
+        elif weights and self._norm and func is _BATCH_NORM:
+            self.normed[self._norm] = self.normed.get(self._norm, frozenset()) | sources
+        elif func not in _READERS and any(weight.numel() > 1 for weight in weights):
+            self.scaled |= sources
+        if (
+            weights and len(weights) < len(inputs) and torch.Tag.pointwise not in func.tags
+        ):  # a scale, a shift or a mask mixes no channels
             self.taken |= sources
             sources = frozenset()
         if sources:
@@ -255,6 +294,15 @@ def _classifiers(layers: Mapping[str, nn.Module], executed: list[str], flow: _Fl
     classes = set().union(*(_channels(tensor) for sources, tensor in outputs if not sources & flow.taken))
     side = {name for name in flow.sources(*_tensors(output)) if kernel_count(layers[name]) in classes}
     return {name for name in executed if name not in flow.taken or name in side}
+
+
+def _own_norms(name: str, layer: nn.Module, flow: _Flow, widths: Mapping[str, int]) -> tuple[str, ...] | None:
+    """Return the batch norms that take a layer's output alone; None if its channels have more than these."""
+    norms = [norm for norm, sources in flow.normed.items() if name in sources]
+    alone = all(flow.normed[norm] == {name} and widths[norm] == kernel_count(layer) for norm in norms)
+    if not alone or name in flow.scaled or not layer._parameters.keys() <= {"weight", "bias"}:
+        return None
+    return tuple(norms)
 
 
 def _batch_norm(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,7 @@ def merge_on_gpu_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
 def _describe_pairs(layers: Mapping[int, DrawnLayer]) -> npt.NDArray[np.int64]:
     """Return the table of the pairs of all layers."""
     addresses, alike, sizes = [], [], []
-    for index, (weight, pairs, rule, others) in layers.items():
+    for index, (weight, pairs, rule, others, _) in layers.items():
         own, donors = _addresses(weight, pairs.picked), _addresses(weight if others is None else others, pairs.partners)
         own_is_near, length = rule.merge_weight >= 0.5, weight.shape[1]
         addresses.append([own, own, donors] if own_is_near else [own, donors, own])

@@ -18,11 +18,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: ChestXrayOptions) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.grid import Trial, run_on_engine
     from finetune.reports.chestxray14 import chestxray_sections
     from finetune.sources.chestxray14 import check_chestxray14, load_chestxray14
     from finetune.sources.nih_labels import NAME
     from finetune.sources.nih_tree import read_boxes
-    from finetune.trial import check_trial, run_trial
+    from finetune.trial import check_trial
 
     check_chestxray14(options)
     if options.prepare_only:
@@ -32,12 +33,9 @@ def _run(options: ChestXrayOptions) -> None:
         print(f"{NAME} is prepared: {', '.join(counts)}")
         return
     findings = read_boxes(options.data_dir) if options.data_dir else None
-    run_trial(
-        options,
-        lambda: load_chestxray14(options),
-        f"{NAME}-{options.model}",
-        main_first=False,
-        add_sections=partial(chestxray_sections, findings=findings),
+    sections = partial(chestxray_sections, findings=findings)
+    run_on_engine(
+        Trial(options, partial(load_chestxray14, options), f"{NAME}-{options.model}", False, add_sections=sections)
     )
 
 

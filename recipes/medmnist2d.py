@@ -4,6 +4,8 @@ python recipes/medmnist2d.py --dataset pneumoniamnist --model resnet18
 accelerate launch recipes/medmnist2d.py --config recipes/configs/paper_medmnist.yaml --dataset bloodmnist
 """
 
+from functools import partial
+
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
 from finetune.sources.options import DatasetOptions
@@ -16,11 +18,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: DatasetOptions) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.grid import Trial, run_on_engine
     from finetune.sources.named import check_dataset, load_dataset
-    from finetune.trial import run_trial
 
     check_dataset(options)
-    run_trial(options, lambda: load_dataset(options), f"{options.dataset}-{options.model}")
+    run_on_engine(Trial(options, partial(load_dataset, options), f"{options.dataset}-{options.model}"))
 
 
 if __name__ == "__main__":

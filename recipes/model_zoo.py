@@ -5,18 +5,19 @@ python recipes/model_zoo.py --models resnet34 vgg19 densenet121 --datasets blood
 """
 
 import re
-import traceback
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 from finetune.errors import InputError, damage_told, exit_on_input_error, is_main_process
 from finetune.files import write_json
+from finetune.grid import Outcome, Trial, run_on_ray, run_or_fail
 from finetune.options import BASELINE, parse_options
 from finetune.runs.lock import RunHeld
 from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
-from finetune.sources.source import DatasetOptions
-from finetune.trial import check_trial, run_trial
+from finetune.sources.options import DatasetOptions
+from finetune.trial import check_trial
 from finetune.zoo import (
     check_zoo,
     count_expected_merges,
@@ -76,9 +77,13 @@ def _run(argv: list[str] | None) -> list[str]:
     options.output.mkdir(parents=True, exist_ok=True)
     arms = [arm for arm in options.arms if arm != BASELINE]
     declare_family(options.output, [member(cell.dataset, cell.model, arm) for cell in cells for arm in arms])
-    for place, cell in enumerate(mine, 1):
-        print(f"\n{cell.output.name}, {place} of {len(mine)}", flush=True)
-        _run_cell(cell)
+    if options.engine == "ray":
+        for trial, outcome in run_on_ray([_trial(cell) for cell in mine]):
+            _record(trial.options, outcome)
+    else:
+        for place, cell in enumerate(mine, 1):
+            print(f"\n{cell.output.name}, {place} of {len(mine)}", flush=True)
+            _record(cell, run_or_fail(_trial(cell)))
     text = write_zoo(options.output)
     print(f"\n{text}\nTable and picture: {options.output / 'zoo.md'}, {options.output / 'zoo.png'}")
     names = {cell.output.name for cell in mine}
@@ -114,23 +119,26 @@ def _shard(text: str, cells: list[DatasetOptions]) -> list[DatasetOptions]:
     return cells[int(found[1]) - 1 :: int(found[2])]
 
 
-def _run_cell(cell: DatasetOptions) -> None:
-    """Run a trial or what is left of it; if it fails its error is written down, and the next call tries it again.
+def _trial(cell: DatasetOptions) -> Trial:
+    return Trial(cell, partial(load_dataset, cell), cell.output.name, add_sections=count_expected_merges)
 
-    One that another job works on is left to it.
-    """
+
+def _record(cell: DatasetOptions, outcome: Outcome) -> None:
+    """Write down why a trial failed, for the next call to try it again; one that another job works on is left to it."""
     error = error_file(cell.output)
-    try:
-        run_trial(cell, lambda: load_dataset(cell), cell.output.name, add_sections=count_expected_merges)
-    except RunHeld as held:
-        print(f"{cell.output.name} is left out here: {held}", flush=True)
-    except Exception as reason:  # whatever a model, a device or a data set raises: the other cells go on
-        sentence = str(reason).strip() or type(reason).__name__
-        print(f"{cell.output.name} failed: {sentence}", flush=True)
-        if is_main_process():
-            write_json(error, {"error": sentence.splitlines()[0], "traceback": traceback.format_exc()})
-    else:
+    if isinstance(outcome, RunHeld):
+        print(f"{cell.output.name} is left out here: {outcome}", flush=True)
+    elif outcome is None:
         error.unlink(missing_ok=True)
+    else:
+        print(f"{cell.output.name} failed: {outcome.sentence}", flush=True)
+        if is_main_process() or outcome.alone:
+            write_json(error, {"error": outcome.sentence, "traceback": outcome.trace})
+        if outcome.alone:
+            raise InputError(
+                f"{cell.output.name} failed in one process while the others wait for it, so that the launch ends: the "
+                "same command goes on"
+            )
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def _sentence(kept: "Kept", count: int) -> str:
     cuts = [f"{kept.task.classes[k]} from {cut:.4g}" for k, cut in kept.thresholds.items()]
     thresholds = f"; called positive, as chosen on validation: {', '.join(cuts)}" if cuts else ""
     images = "1 image" if count == 1 else f"{count:,} images"
-    return f"{images} by {kept.arm}, seed {kept.seed}, of {kept.run.name}{thresholds}"
+    models = f"the mean of {kept.run.folds} folds' models of " if kept.run.folds else ""
+    return f"{images} by {models}{kept.arm}, seed {kept.seed}, of {kept.run.name}{thresholds}"
 
 
 if __name__ == "__main__":

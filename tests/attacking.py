@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from multiprocessing.context import ForkProcess
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+
+from small_runs import run_recipe
+
+FORK = multiprocessing.get_context("fork")
 
 LIMIT = 60  # seconds; what takes longer, be it on a busy machine, hangs
 
@@ -43,6 +50,35 @@ def snapshot(folder: Path) -> dict[str, object]:
             content = stat.S_IFMT(mode)
         found[str(path.relative_to(folder))] = content
     return found
+
+
+def launch(folder: Path, *arguments: object, begin: Barrier | None = None) -> ForkProcess:
+    """A launch in a process of its own, which has imported all it needs; it waits for `begin`, where that is given."""
+    process = FORK.Process(target=_run_in, args=(folder, begin, arguments))
+    process.start()
+    return process
+
+
+def _run_in(folder: Path, begin: Barrier | None, arguments: tuple[object, ...]) -> None:
+    os.chdir(folder)
+    with (
+        _errors_file(os.getpid()).open("w") as errors,
+        Path(os.devnull).open("w") as nothing,
+        redirect_stderr(errors),
+        redirect_stdout(nothing),
+    ):
+        if begin:
+            begin.wait()
+        run_recipe(*arguments)
+
+
+def _errors_file(pid: int) -> Path:
+    return Path(f"errors-{pid}")
+
+
+def errors_of(folder: Path, process: ForkProcess) -> str:
+    """What a launch of this folder said on its standard error."""
+    return (folder / _errors_file(process.pid)).read_text()
 
 
 def sentence(errors: str) -> str:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import timm
 import torch
 import torchvision
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from inmerge_optim import compact, remove_channels
+from inmerge_optim import CheckpointError, cli, compact, load_compacted, remove_channels, save_compacted
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (extra compact)")
 
@@ -222,6 +225,83 @@ def test_a_rebuilt_model_takes_the_weights():
     torch.testing.assert_close(rebuilt.eval()(inputs), smaller(inputs), rtol=0, atol=0)
     with pytest.raises(ValueError, match="removed is of another model"):
         remove_channels(SMALL["resnet"](), inputs, [("conv1", (10_000,))])
+
+
+def test_the_command_writes_a_smaller_model_that_is_built_again_from_its_file(tmp_path, capsys):
+    model = planted(timm.create_model("test_resnet", num_classes=2, in_chans=1))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    options = ["--checkpoint", str(tmp_path / "model.safetensors"), "--num-classes", "2", "--in-chans", "1"]
+    small = tmp_path / "small.safetensors"
+    assert cli.main(["compact", "test_resnet", *options, "--input-size", "1", "32", "32", "--output", str(small)]) == 0
+    assert "parameters: " in capsys.readouterr().out
+    assert small.stat().st_size < 0.8 * (tmp_path / "model.safetensors").stat().st_size
+    inputs = torch.randn(2, 1, 32, 32)
+    assert_same_outputs(model, load_compacted(small), inputs)
+    assert_same_outputs(
+        model, load_compacted(small, timm.create_model("test_resnet", num_classes=2, in_chans=1)), inputs
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--output", "small.pt"], "--output small.pt must end in .safetensors"),
+        (["--output", "no/folder.safetensors"], "--output no/folder.safetensors"),
+        (["--output", "small.safetensors", "--tolerance", "-1"], "tolerance is -1.0, but it must be a number from 0"),
+        (["--output", "small.safetensors", "--input-size", "7", "32", "32"], "can't be run on the example_inputs"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_use_in_one_line(options, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compact", "test_resnet", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "hf_hub:someone/something"},
+        {"model": "no_such_model"},
+        {"settings": {"checkpoint_path": "evil.pth"}},
+        {"settings": {"pretrained": True}},
+        {"input_size": [1, 3, 2**40, 32]},
+        {"input_size": "all"},
+        {"removed": [["conv1.0", [99]]]},
+        {"removed": [["nothing", [0]]]},
+        {"removed": 3},
+        {"removed": []},
+    ],
+    ids=str,
+)
+def test_a_file_that_says_something_else_is_refused_in_a_sentence(change, tmp_path):
+    model, inputs = planted(SMALL["resnet"]()), torch.randn(1, 3, 32, 32)
+    smaller, report = compact(model, inputs)
+    description = {"model": "test_resnet", "settings": {"num_classes": 3}, "input_size": [1, 3, 32, 32]}
+    path = tmp_path / "small.safetensors"
+    save_compacted(path, smaller, report, description)
+    assert_same_outputs(model, load_compacted(path), inputs)
+    with safe_open(path, "pt") as file:
+        found = json.loads(file.metadata()["inmerge_compacted"])
+    save_file(smaller.state_dict(), path, metadata={"inmerge_compacted": json.dumps(found | change)})
+    with pytest.raises(CheckpointError, match=r"small\.safetensors"):
+        load_compacted(path)
+
+
+def test_files_of_others_are_refused_in_a_sentence(tmp_path):
+    path = tmp_path / "other.safetensors"
+    for write in (
+        lambda: path.write_bytes(b"no such thing"),
+        lambda: save_file({"weight": torch.ones(1)}, path),
+        lambda: save_file({"weight": torch.ones(1)}, path, metadata={"inmerge_compacted": "{"}),
+        lambda: save_file({"weight": torch.ones(1)}, path, metadata={"inmerge_compacted": "[1]"}),
+        path.unlink,
+    ):
+        write()
+        with pytest.raises(CheckpointError, match=r"other\.safetensors"):
+            load_compacted(path)
 
 
 def test_types_of_numbers_and_frozen_weights_are_kept():

@@ -16,8 +16,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inmerge_optim import draw_pairs, merge_kernels_, similarity_profile
 from inmerge_optim.drawing import draw_layers
-from inmerge_optim.merging import blend_rows, pair_cosines
-from inmerge_optim.settings import CRITERIA
+from inmerge_optim.merging import (
+    COSINE_UNIT,
+    DrawnLayer,
+    accept_pairs,
+    blend_rows,
+    merge_layer_,
+    pair_cosines,
+    take_rows,
+    to_device,
+)
+from inmerge_optim.settings import CRITERIA, Rule, Threshold, parse_threshold
 
 pytestmark = pytest.mark.portable
 
@@ -66,6 +75,26 @@ def test_merging_equals_algorithm_1_as_plain_loops(drawn, seed, merge_prob, merg
         assert error <= 2 * torch.finfo(weight.dtype).eps * largest + torch.finfo(weight.dtype).smallest_normal
 
 
+@settings(max_examples=50, deadline=None)
+@given(weights(), st.integers(0, 2**32), thresholds(), st.sampled_from(CRITERIA))
+def test_the_tally_is_the_count_of_the_merged_pairs_and_the_sum_of_their_cosines(drawn, seed, threshold, criterion):
+    weight, groups = drawn
+    rule = Rule(0.8, parse_threshold(threshold), criterion)
+    (pairs,) = draw_layers([(len(weight), groups)], [0.5], np.random.default_rng(seed), [True])
+    kernels = weight.double().reshape(len(weight), -1).tolist()
+    places = list(zip(pairs.picked.tolist(), pairs.partners.tolist(), strict=True))
+    chance = {"rounding": pairs.rounding, "order": pairs.order.tolist()}
+    _, changed = oracle.merge(
+        kernels, places, merge_weight=0.8, similarity_threshold=threshold, criterion=criterion, **chance
+    )
+    cosines = dict(zip(pairs.picked.tolist(), oracle.pair_cosines(kernels, places), strict=True))
+
+    count, units = merge_layer_(DrawnLayer(weight.clone(), pairs, rule)).tolist()
+
+    assert count == len(changed)
+    assert units == round(sum(cosines[kernel] for kernel in changed) / COSINE_UNIT)
+
+
 def test_acceptance_is_strict():
     orthogonal = torch.eye(4)
     assert merged(orthogonal, merge_prob=1.0, similarity_threshold=0.0)[1] == 0
@@ -99,12 +128,18 @@ def test_equal_kernels_stay_equal_to_the_bit(dtype, merge_weight):
     assert torch.equal(result, weight)
 
 
-@pytest.mark.parametrize("scale", [2.0**-100, 2.0**100])
-def test_cosines_do_not_depend_on_the_scale_of_the_kernels(scale):
-    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0)) + 0.5
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float32, 2.0**-100), (torch.float32, 2.0**100), (torch.float64, 2.0**-700), (torch.float64, 2.0**700)],
+)
+def test_cosines_do_not_depend_on_the_scale_of_the_kernels(dtype, scale):
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0), dtype=dtype) + 0.5
     _, plain = merged(weight, merge_prob=1.0)
     _, scaled = merged(weight * scale, merge_prob=1.0)
     assert plain == scaled > 0
+    own, donors = weight[:8].double(), weight[8:].double()
+    assert torch.equal(pair_cosines(own * scale, donors), pair_cosines(own, donors))
+    assert torch.equal(pair_cosines(own, donors * scale), pair_cosines(own, donors))
 
 
 def test_reads_come_from_the_weights_as_they_were():
@@ -159,6 +194,34 @@ def test_a_merge_reads_no_data_on_the_host():
             assert count.shape == ()
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_pairs_are_judged_on_the_device_of_the_weight(device, criterion):
+    with FakeTensorMode():
+        rows = take_rows(torch.empty(9, 2, 3, 3, device=device), torch.arange(6, device=device))
+        cosines, order = pair_cosines(rows, rows), torch.arange(6, device=device)
+        for threshold in (0.3, "q0.9"):
+            accepted = accept_pairs(cosines, 18, Rule(0.8, parse_threshold(threshold), criterion), 0.5, order)
+            assert (accepted.device.type, accepted.dtype) == (device, torch.bool)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.float64), ("cuda", torch.float64), ("mps", torch.float32)])
+def test_rows_are_as_precise_as_a_device_allows(device, dtype):
+    with FakeTensorMode():
+        rows = take_rows(torch.empty(9, 2, 3, device=device), torch.arange(4, device=device))
+    assert (rows.dtype, rows.shape) == (dtype, (4, 6))
+
+
+def test_indices_go_to_the_device_of_the_weight():
+    picked, order = to_device([np.array([1, 2]), np.array([3])], torch.device("meta"))
+    assert (picked.device.type, picked.dtype, picked.shape) == ("meta", torch.int64, (2,))
+    assert order.shape == (1,)
+    assert [part.tolist() for part in to_device([np.array([1, 2]), np.array([3])], torch.device("cpu"))] == [
+        [1, 2],
+        [3],
+    ]
+
+
 @pytest.mark.parametrize("length", [400, 1152])
 @pytest.mark.parametrize("deviations", [1, 2, 3])
 def test_standard_deviations_accept_the_normal_tail_of_random_weights(deviations, length):
@@ -204,6 +267,14 @@ def test_a_quantile_takes_the_highest_cosines_of_the_finite_pairs():
     changed = (result != weight).any(1) & weight.isfinite().all(1)
     assert changed.sum() == count == finite - math.floor(0.75 * finite + pairs.rounding)
     assert cosines[changed].min() > cosines[~changed].max()
+
+
+def test_a_quantiles_rounding_is_done_in_double_precision():
+    cosines, order, rule = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), torch.arange(4), "similar"
+    just_below = 1 - 1e-9  # in float32 it would be 1, and one more pair not above the quantile
+    for share, above in ((0.0, 4), (0.25, 3), (0.5, 2)):
+        accepted = accept_pairs(cosines, 9, Rule(0.8, Threshold("quantile", share), rule), just_below, order)
+        assert int(accepted.sum()) == above
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -330,6 +401,32 @@ def test_the_pairs_do_not_depend_on_whether_an_order_is_drawn():
         assert np.array_equal(pairs.partners, other.partners)
         assert pairs.rounding == other.rounding
         assert sorted(other.order.tolist()) == list(range(pairs.picked.size))
+
+
+class Uniforms:
+    """A generator whose uniform numbers are known beforehand."""
+
+    def __init__(self, *numbers):
+        self.numbers = np.array(numbers, np.float64)
+
+    def random(self, count):
+        taken, self.numbers = self.numbers[:count], self.numbers[count:]
+        return taken
+
+
+@pytest.mark.parametrize(
+    ("prob", "uniforms"),
+    [
+        (0.0, [0.0, 0.0, 0.0, 0.5]),  # none is below 0
+        (0.3, [0.3, 0.0, np.nextafter(0.3, 0), 0.2999999]),  # p itself is not below p
+        (0.34, [np.nextafter(0.34, 0)] * 4),  # the place of the last number below p is rounded up to the end
+        (5e-324, [0.0, 5e-324, 0.0, 1e-323]),
+        (1.0, [0.0, 1 / 3, np.nextafter(2 / 3, 0), np.nextafter(1.0, 0)]),
+    ],
+)
+def test_a_kernel_is_drawn_where_its_uniform_number_is_below_p(prob, uniforms):
+    picked, partners = draw_pairs(4, 1, prob, Uniforms(*uniforms, 0.5))
+    assert list(zip(picked.tolist(), partners.tolist(), strict=True)) == oracle.draw(uniforms, 1, prob)
 
 
 @given(st.integers(1, 40), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**32))

@@ -11,6 +11,8 @@ from typing import NoReturn
 
 from .signals import Stopped, stoppable
 
+_LONGEST = 2000  # characters of a sentence
+
 
 class InputError(Exception):
     """What the user gave can't be used: the message names the thing, what was expected and what to do."""
@@ -99,8 +101,13 @@ def _end(reason: BaseException, code: int) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again, and says so
     if is_main_process():
         with suppress(OSError):
-            print(f"error: {printable(str(reason))}", file=sys.stderr, flush=True)
+            print(f"error: {_shortened(printable(str(reason)))}", file=sys.stderr, flush=True)
     raise SystemExit(code) from None
+
+
+def _shortened(sentence: str) -> str:
+    """Names from files, such as those of a million columns, don't flood the screen."""
+    return sentence if len(sentence) <= _LONGEST else f"{sentence[:_LONGEST]} [...]"
 
 
 def printable(text: str) -> str:

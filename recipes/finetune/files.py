@@ -5,13 +5,13 @@ Each is written beside its place, flushed to the disk and renamed. What is read 
 
 import csv
 import hashlib
-import io
 import json
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 GENERATOR = "inmerge_optim"  # what reports and pictures say that they were made by
+LARGEST_YAML = 64 * 1024  # bytes, which take the parser half a second
+_LARGEST_JSON = 256 * 1024**2
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
-_LARGEST_YAML = 64 * 1024  # bytes, which take the parser half a second
 _DEEPEST_YAML = 8
 
 
@@ -54,19 +55,30 @@ def regular_file(path: Path) -> os.stat_result | None:
     return status if stat.S_ISREG(status.st_mode) else None
 
 
+class _Settings(yaml.SafeLoader):
+    """Refuses an option that stands there twice, of which yaml takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]!r} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings; an InputError where it is none.
 
     Neither aliases nor deep nesting are of use in settings, and either can make a small file a large task.
     """
     try:
-        text = _text_of(path, _LARGEST_YAML)
+        text = _text_of(path, LARGEST_YAML)
         depth = 0
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_YAML:
                 raise ValueError(f"line {event.start_mark.line + 1} has an alias, or nests too deep")
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Settings)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({first_line(error)}), as a file of settings should") from error
     if content is not None and not isinstance(content, dict):
@@ -77,7 +89,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_json(path: Path, kind: type = dict) -> Any:
     """Read a JSON file that holds an object, or another kind; an InputError where it does not."""
     try:
-        content = json.loads(_text_of(path))
+        content = json.loads(_text_of(path, _LARGEST_JSON))
         if not isinstance(content, kind):
             raise ValueError(f"it holds a {type(content).__name__}, not a {kind.__name__}")
     except (OSError, ValueError, RecursionError) as error:
@@ -85,11 +97,11 @@ def read_json(path: Path, kind: type = dict) -> Any:
     return content
 
 
-def _text_of(path: Path, largest: int | None = None) -> str:
+def _text_of(path: Path, largest: int) -> str:
     status = regular_file(path)
     if status is None:
         raise ValueError("it is no file, or not there")
-    if largest is not None and status.st_size > largest:
+    if status.st_size > largest:
         raise ValueError(f"it has {status.st_size:,} bytes, more than {largest:,}")
     return path.read_text(encoding="utf-8")
 
@@ -181,11 +193,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
     A text that a spreadsheet would run as a formula gets a quote before it.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    lines: list[str] = []
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")  # of which it quotes both in names
     for row in (header, *rows):
-        writer.writerow([f"'{cell}" if isinstance(cell, str) and cell[:1] in _FORMULAS else cell for cell in row])
-    write_text(path, text.getvalue())
+        writer.writerow([no_formula(cell) if isinstance(cell, str) else cell for cell in row])
+    write_text(path, "".join(f"{line.removesuffix(writer.dialect.lineterminator)}\n" for line in lines))
+
+
+def no_formula(text: str) -> str:
+    """A text as a CSV has it, which a spreadsheet takes for nothing else."""
+    return f"'{text}" if text.startswith(_FORMULAS) else text
 
 
 def write_weights(path: Path, weights: "dict[str, torch.Tensor]") -> None:

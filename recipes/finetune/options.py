@@ -49,6 +49,10 @@ class Options:
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
     arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
+    keep_by: Literal["auroc", "loss"] = "auroc"
+    """The epoch that is kept has the highest AUROC on validation, or the lowest loss there."""
+    start_from: Literal["last", "kept"] = "last"
+    """The epoch of the backbone that the arms start from: the last, or the best by --keep-by, at the rate it had."""
     primary_metric: Literal["auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "brier"] = "auroc"
     """The metric that the verdict is about; of log_loss and brier lower is better."""
     margin: float | None = None
@@ -67,10 +71,13 @@ class Options:
     """Momentum, for optimizers that have it."""
     weight_decay: float = 1e-4
     """Weight decay; as in timm, biases and norm layers have none."""
-    sched: Literal["constant", "cosine", "multistep"] = "constant"
-    """timm's schedule of the learning rate, over the epochs of each stage."""
+    sched: Literal["constant", "cosine", "multistep", "plateau"] = "constant"
+    """timm's schedule of the learning rate, over the epochs of each stage; plateau follows the validation loss."""
     decay_milestones: tuple[int, ...] = ()
     """Epochs after which multistep multiplies the learning rate by a tenth."""
+    patience_epochs: int | None = None
+    """Epochs without a lower validation loss after which plateau multiplies the learning rate by a tenth, and begins
+    with a fresh optimizer; so it does after each further epoch with a higher loss."""
     warmup_epochs: int = 0
     """Epochs of linear warm-up at the start of the backbone stage."""
     clip_grad: float | None = None
@@ -97,6 +104,8 @@ class Options:
     quantile of the cosines drawn in a layer at a step."""
     cooldown_epochs: int = 0
     """Epochs at the end of the merging arms that merge nothing."""
+    merge_rounds: int | None = None
+    """Rounds of merging without a step that validation-rounds makes after an epoch. None: one per validation image."""
     recalibrate_bn: bool = False
     """Estimate batch norm's statistics anew on the training images before each evaluation, in all arms alike."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
@@ -110,7 +119,10 @@ class Options:
     drop_twins: bool = False
     """Leave an image that lies in several splits, by its pixels, or a patient who does, in the last of them alone."""
     limit_train: int | None = None
-    """Train on so many images, drawn by --split-seed, for a dry run."""
+    """Train on so many images, drawn by --split-seed: a dry run, or a trial with little data."""
+    label_noise: float = 0.0
+    """Share of the training labels that are replaced by another one at random, drawn by --split-seed; of a multi-label
+    task, share of the entries that are turned over. Validation and test keep theirs."""
     workers: int = 0
     """Worker processes that load batches."""
     tracker: str = "none"
@@ -121,6 +133,14 @@ class Options:
     """Go on with the run in the output folder, or start it."""
     allow_other_versions: bool = False
     """Go on with a run that was begun with other versions of torch, timm or the like, and record both."""
+    engine: Literal["here", "ray"] = "here"
+    """ray: run seeds, arms and cells on a Ray cluster, each stage as a process of its own; here: one after another."""
+    ray_address: str | None = None
+    """Address of a running Ray, or auto. None: start one on this machine."""
+    cpus_per_task: int = 1
+    """Cores, and threads, of a task on Ray."""
+    gpus_per_task: float = 0.0
+    """GPUs of a task on Ray; a fraction shares one."""
     config: Path | None = None
     """A YAML file with values for these options; the command line has the last word."""
 
@@ -142,6 +162,8 @@ def parse_options(kind: type[SomeOptions], argv: list[str] | None = None) -> Som
 def _with_whole_paths(options: SomeOptions) -> SomeOptions:
     """With ~ expanded in every path, here and nowhere else: not all libraries do it."""
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    if (values.get("hub") or "").startswith("~"):  # a folder, where others are names on the hub
+        values["hub"] = str(whole("--hub", Path(values["hub"])))
     texts = {name: value for name, value in values.items() if isinstance(value, str | Path)}
     return dataclasses.replace(options, **{name: whole(f"--{_flag(name)}", value) for name, value in texts.items()})
 
@@ -170,16 +192,19 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
     """A config file as command-line words, so that one parser coerces and checks the values of both."""
     known = {field.name for field in dataclasses.fields(kind)} - {"config"}
     words: list[str] = []
-    try:
-        content = read_yaml(path)
-    except InputError as error:
-        raise InputError(f"--config {error}: give an existing YAML file") from error
-    if content.pop(MARGIN_CHOSEN, None) is False:  # in the config.yaml of a run whose margin is the default
-        content.pop("margin", None)
+    names: set[str] = set()
+    content = _config_content(path)
+    if MARGIN_CHOSEN in content:  # the config.yaml of a run
+        content.pop("config", None)
+        if content.pop(MARGIN_CHOSEN) is False:
+            content.pop("margin", None)
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
             raise InputError(f"--config {path} sets the unknown option {key!r}{near_names(name, known)}")
+        if name in names:
+            raise InputError(f"--config {path} sets {name} twice: leave out one of both")
+        names.add(name)
         try:
             words += _as_words(_flag(name), value)
         except ValueError as error:
@@ -187,11 +212,23 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
     return words
 
 
+def _config_content(path: Path) -> dict[str, Any]:
+    try:
+        return read_yaml(path)
+    except InputError as error:
+        raise InputError(f"--config {error}: give an existing YAML file") from error
+
+
+def config_values(argv: list[str]) -> dict[str, Any]:
+    """What the config file says, as it stands there, for recipes whose options depend on it."""
+    return {key: value for path in _config_paths(argv) for key, value in _config_content(path).items()}
+
+
 def _as_words(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [f"--{flag}" if value else f"--no-{flag}"]
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(part, list | dict) for part in values):
+    if any(isinstance(part, list | dict | set | bytes) for part in values):
         raise ValueError("expected one value, or a list of them")
     words = [str(part) for part in values]
     if any(word.startswith("--") for word in words):
@@ -212,14 +249,15 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{_flag(name)} must be a finite number, not {value}")
         if name in _AT_MOST and value is not None and value > _AT_MOST[name]:
             raise InputError(f"--{_flag(name)} must be at most {_AT_MOST[name]}, not {value}")
-    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin"):
+    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin", "merge_rounds"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
     if not 0 <= options.hflip <= 1:
         raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
-    if not 0 <= options.smoothing < 1:
-        raise InputError(f"--smoothing must be at least 0 and below 1, not {options.smoothing}")
+    for name in ("smoothing", "label_noise"):
+        if not 0 <= getattr(options, name) < 1:
+            raise InputError(f"--{_flag(name)} must be at least 0 and below 1, not {getattr(options, name)}")
     _check_seeds(options)
     if options.checkpoint and not options.pretrained:
         raise InputError(
@@ -229,6 +267,22 @@ def check_options(options: Options) -> None:
         raise InputError(f"--decay-milestones has no effect with --sched {options.sched}: use --sched multistep")
     if options.sched == "multistep" and not options.decay_milestones:
         raise InputError("--sched multistep needs --decay-milestones, the epochs after which the rate falls")
+    if not options.cpus_per_task >= 1 or not options.gpus_per_task >= 0:
+        raise InputError(
+            f"--cpus-per-task must be at least 1 and --gpus-per-task at least 0, not {options.cpus_per_task} and "
+            f"{options.gpus_per_task:g}"
+        )
+    for name in ("ray_address", "cpus_per_task", "gpus_per_task"):
+        if options.engine == "here" and getattr(options, name) != getattr(Options, name):
+            raise InputError(f"--{_flag(name)} has no effect without --engine ray: leave it out")
+    if (options.sched == "plateau") != (options.patience_epochs is not None):
+        raise InputError(
+            "--sched plateau and --patience-epochs, how long it waits, have no effect without each other: give both"
+        )
+    if options.patience_epochs is not None and options.patience_epochs < 1:
+        raise InputError(f"--patience-epochs must be at least 1, not {options.patience_epochs}")
+    if options.start_from == "kept" and not options.epochs:
+        raise InputError("--start-from kept has no effect with --epochs 0, which leaves one start: leave it out")
     if options.cooldown_epochs and options.cooldown_epochs >= options.inmerge_epochs:
         raise InputError(
             f"--cooldown-epochs {options.cooldown_epochs} leaves no epoch that merges: choose fewer than "

@@ -17,7 +17,6 @@ from .errors import InputError, first_line
 from .judging.metrics import operating_points
 from .options import BASELINE, Options
 from .runs.finished import FinishedRun
-from .runs.layout import WEIGHTS
 from .sources.dicom import image_opener
 from .training.batches import channel_statistics, crop, model_input
 from .training.models import load_model
@@ -64,34 +63,48 @@ class Kept:
     @property
     def thresholds(self) -> dict[int, float]:
         """See operating_points; from the model's predictions on validation."""
-        val = self.run.validation[self.arm][self.run.seeds.index(self.seed)]
+        val = self.run.validation[self.arm][self.run.finished_seeds(self.arm).index(self.seed)]
         return operating_points(self.task, val.labels, val.probabilities)
 
 
 def kept_model(run: FinishedRun, seed: int | None, arm: str | None) -> Kept:
-    """The model of a seed, by default the first, and an arm, by default the only one beside the baseline."""
-    if seed is None:
-        seed = run.seeds[0]
+    """The model of an arm, by default the only one beside the baseline, and a seed, by default the first there is."""
+    if run.folds:
+        raise InputError(f"{run.folder} is cross-validated, and has a model for each fold but none of all: train one")
     if arm is None:
-        arm = run.other_arms[0] if len(run.other_arms) == 1 else BASELINE if not run.other_arms else None
-    for option, value, known in (("--seed", seed, run.seeds), ("--arm", arm, run.arms)):
-        if value not in known:
-            given = "is not given" if value is None else f"{value} is none of the run's"
-            raise InputError(f"{option} {given}: choose from {', '.join(map(str, known))}")
+        others = [found for found in run.arms if found != BASELINE]
+        arm = others[0] if len(others) == 1 else BASELINE if not others else None
+    _check_known("--arm", arm, run.arms)
+    seeds = run.finished_seeds(arm)
+    if seed is None:
+        seed = seeds[0]
+    _check_known("--seed", seed, seeds)
     return Kept(run, seed, arm)
 
 
+def _check_known(option: str, value: int | str | None, known: Sequence[int | str]) -> None:
+    if value not in known:
+        given = "is not given" if value is None else f"{value} is none of the run's"
+        raise InputError(f"{option} {given}: choose from {', '.join(map(str, known))}")
+
+
 def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
-    """The probabilities of each image, float64 (outputs,), and of what can't be used why not."""
+    """The probabilities of each image, float64 (outputs,), and of what can't be used why not.
+
+    In cross-validation they are the means over the models of the folds.
+    """
     launch = kept.run.versions["launch"]
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=launch.get("precision"))
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    model = load_model(kept.options, kept, kept.run.stage(kept.seed, kept.arm) / WEIGHTS)
+    models = [load_model(kept.options, kept, path) for path in kept.run.weights(kept.seed, kept.arm)]
     memory_format = torch.channels_last if kept.options.channels_last else torch.contiguous_format
-    expected = kept.run.versions.get("model") or model.pretrained_cfg
+    expected = kept.run.versions.get("model") or models[0].pretrained_cfg
     mean, std = (x.to(accelerator.device) for x in channel_statistics(expected, kept.options.in_chans))
-    model = accelerator.prepare_model(model.to(memory_format=memory_format), evaluation_mode=True).eval()
+    models = [
+        accelerator.prepare_model(model.to(memory_format=memory_format), evaluation_mode=True).eval()
+        for model in models
+    ]
     form = form_of(kept.preprocessing, image_opener())
     found, left_out = {}, {}
     for start in range(0, len(paths), kept.batch_size):
@@ -108,8 +121,8 @@ def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndar
             images = torch.from_numpy(np.stack(list(squares.values()))).to(accelerator.device)
             inputs = model_input(crop(images, kept.size), mean, std).contiguous(memory_format=memory_format)
             with torch.no_grad():
-                logits = model(inputs).float()
-            found |= dict(zip(squares, tasks.probabilities(kept.task, logits), strict=True))
+                likely = [tasks.probabilities(kept.task, model(inputs).float()) for model in models]
+            found |= dict(zip(squares, np.mean(likely, axis=0), strict=True))
     return found, left_out
 
 

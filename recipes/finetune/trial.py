@@ -14,7 +14,8 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from .data.images import ImageData
-from .data.twins import settle_leaks
+from .data.label_noise import with_label_noise
+from .data.twins import note_near_twins, settle_leaks
 from .errors import InputError, damage_told, first_line
 from .judging.metrics import has_auroc
 from .options import Options
@@ -22,7 +23,7 @@ from .reports.pages import write_report
 from .reports.terminal import table
 from .runs.finished import FinishedRun, current_summary
 from .runs.folds import join_folds
-from .runs.layout import BACKBONE, CONFIG, REPORT, TENSORBOARD
+from .runs.layout import BACKBONE, CONFIG, REPORT, TENSORBOARD, stage_folder
 from .runs.lock import hold_run
 from .runs.looks import record_look
 from .runs.sections import Section, write_sections
@@ -36,7 +37,7 @@ from .runs.settings import (
 )
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
-from .training.arms import ARMS, check_arms, wrap_optimizer
+from .training.arms import arm_of, check_arms, wrap_optimizer
 from .training.augment import check_augmentations
 from .training.averages import has_batch_norm
 from .training.models import (
@@ -96,7 +97,7 @@ def check_trial(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the stages warn when they wrap
         for arm in options.arms:
-            wrap_optimizer(ARMS[arm], create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+            wrap_optimizer(arm_of(arm), create_optimizer(options, model, options.lr), model, options, options.seeds[0])
     if options.recalibrate_bn and not has_batch_norm(model):
         raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
     if options.grad_checkpointing:
@@ -134,61 +135,115 @@ def _run_or_go_on(
     main_first: bool,
     add_sections: AddSections | None,
 ) -> None:
-    per_process = _images_per_pass(options, accelerator.num_processes)
-    launch = launch_of(accelerator)
-    with damage_told(run):
-        check_run_folder(run, options, launch)
-        judged_before = _is_judged(run, options)
-    if not judged_before:
-        with accelerator.main_process_first() if main_first else nullcontext():
-            data = _limit_train(options, _settle_leaks(accelerator, options, load_data()))
-        model = _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
-        with damage_told(run):
-            check_same_data(run, data)
-            check_same_versions(run, options)
-        if not all(has_auroc(data.task, part.val.labels) for part in data.folds or [data]):
-            which = "A" if data.folds else "The"
-            accelerator.print(
-                f"{which} validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch "
-                "with the lowest validation log loss is kept."
-            )
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_settings(run, options, launch, data, origin_of(model, options))
-        del model
-        accelerator.wait_for_everyone()
+    data = _begin(accelerator, options, run, load_data, main_first)
+    if data is not None:
         for seed in options.seeds:
-            for fold, part in enumerate(data.folds):
-                _run_arms(accelerator, options, part, run, seed, fold)
-            if not data.folds:
-                _run_arms(accelerator, options, data, run, seed)
-            elif accelerator.is_main_process:
-                for stage in (BACKBONE, *options.arms):
-                    join_folds(run, seed, stage, len(data.folds), data.task)
+            for stage in (BACKBONE, *options.arms):
+                _run_stage(accelerator, options, data, run, seed, stage)
         if accelerator.is_main_process:
-            record_look(run, options.seeds, options.arms, package_versions())
-            finished = FinishedRun(run)
-            if add_sections:
-                write_sections(run, add_sections(finished, options, data))
-            (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
-            write_summary(run, finished.summary)
-            write_report(finished)
+            _judge(run, options, data, add_sections)
     if accelerator.is_main_process:
-        with damage_told(run) if judged_before else nullcontext():
-            if not (run / REPORT).exists():  # it was killed right after the summary
-                write_report(FinishedRun(run))
-            print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
+        with damage_told(run) if data is None else nullcontext():
+            tell_trial(run)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def _run_arms(
-    accelerator: Accelerator, options: Options, data: ImageData, run: Path, seed: int, fold: int | None = None
-) -> None:
-    """The backbone stage and every arm, or what is left of them."""
-    run_stage(accelerator, options, data, backbone_stage(options, run, seed, fold))
-    for arm in options.arms:
-        run_stage(accelerator, options, data, arm_stage(options, run, seed, arm, fold))
+def _begin(
+    accelerator: Accelerator, options: Options, run: Path, load_data: Callable[[], ImageData], main_first: bool
+) -> ImageData | None:
+    """Check everything, and write the settings of a run that is new; the data, or None if it is judged already."""
+    per_process = _images_per_pass(options, accelerator.num_processes)
+    launch = launch_of(accelerator)
+    with damage_told(run):
+        check_run_folder(run, options, launch)
+        if _is_judged(run, options):
+            return None
+    with accelerator.main_process_first() if main_first else nullcontext():
+        data = _load(accelerator, options, load_data)
+    model = _check_data(options, min(data.folds or [data], key=lambda part: len(part.train)), per_process)
+    with damage_told(run):
+        check_same_data(run, data)
+        check_same_versions(run, options)
+    if options.keep_by == "auroc" and not all(has_auroc(data.task, part.val.labels) for part in data.folds or [data]):
+        which = "A" if data.folds else "The"
+        accelerator.print(
+            f"{which} validation split of {data.name} has a single class, which leaves AUROC undefined: the epoch "
+            "with the lowest validation log loss is kept."
+        )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_settings(run, options, launch, note_near_twins(data), origin_of(model, options))
+    accelerator.wait_for_everyone()
+    return data
+
+
+def _run_stage(accelerator: Accelerator, options: Options, data: ImageData, run: Path, seed: int, name: str) -> None:
+    """Run BACKBONE or an arm of a seed, or what is left of it, on every fold where there are folds.
+
+    Its folder is locked as well as the run's, for the stages of a run may be left to other processes.
+    """
+    with hold_run(stage_folder(run, seed, name), accelerator):
+        for fold, part in enumerate(data.folds) if data.folds else [(None, data)]:
+            if name == BACKBONE:
+                stage = backbone_stage(options, run, seed, fold)
+            else:
+                stage = arm_stage(options, run, seed, name, fold)
+            run_stage(accelerator, options, part, stage)
+        if data.folds and accelerator.is_main_process:
+            join_folds(run, seed, name, len(data.folds), data.task)
+
+
+def _judge(run: Path, options: Options, data: ImageData, add_sections: AddSections | None) -> None:
+    record_look(run, options.seeds, options.arms, package_versions())
+    finished = FinishedRun(run)
+    if add_sections and finished.arms:
+        write_sections(run, add_sections(finished, options, data))
+    (run / REPORT).unlink(missing_ok=True)  # that of an earlier look
+    write_summary(run, finished.summary)
+    write_report(finished)
+
+
+def tell_trial(run: Path) -> None:
+    """Print the table of a judged run, with its report made where that is missing."""
+    if not (run / REPORT).exists():  # it was killed right after the summary
+        write_report(FinishedRun(run))
+    print(f"\n{table(current_summary(run))}\n\nReport: {run / REPORT}")
+
+
+BEGIN, JUDGE = "begin", "judge"
+Part = str | tuple[int, str]  # BEGIN; a seed's BACKBONE or an arm of it; JUDGE. Each needs those before it.
+
+
+def run_part(
+    options: Options, load_data: Callable[[], ImageData], part: Part, add_sections: AddSections | None
+) -> bool:
+    """Run a part of a trial in a process of its own, alone; whoever starts the parts holds the run folder's lock.
+
+    Args:
+        options: with the run folder as their output.
+
+    Returns:
+        Whether there is more to do: False where BEGIN finds that the run is judged already.
+    """
+    run = options.output
+    accelerator = _accelerator(options, run)
+    if part == BEGIN:
+        more = _begin(accelerator, options, run, load_data, main_first=False) is not None
+    else:
+        data = _load(accelerator, options, load_data)
+        if part == JUDGE:
+            _judge(run, options, data, add_sections)
+        else:
+            _run_stage(accelerator, options, data, run, *part)
+        more = True
+    accelerator.end_training()
+    return more
+
+
+def _load(accelerator: Accelerator, options: Options, load_data: Callable[[], ImageData]) -> ImageData:
+    data = _settle_leaks(accelerator, options, load_data())
+    return _limit_train(options, with_label_noise(data, options.label_noise, options.split_seed))
 
 
 def _is_judged(run: Path, options: Options) -> bool:
@@ -196,9 +251,8 @@ def _is_judged(run: Path, options: Options) -> bool:
     summary = read_summary(run)
     if summary is None:
         return False
-    diverged = summary.get("diverged", {})
-    seeds = {*summary["seeds"], *(int(seed) for found in diverged.values() for seed in found)}
-    return seeds == set(options.seeds) and {*summary["arms"], *diverged} == set(options.arms)
+    arms = {*summary["arms"], *summary.get("diverged", {})}
+    return set(summary["seeds"]) == set(options.seeds) and arms == set(options.arms)
 
 
 def _accelerator(options: Options, run: Path) -> Accelerator:

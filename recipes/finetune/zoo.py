@@ -13,13 +13,14 @@ from inmerge_optim import similarity_profile
 from .data.images import ImageData
 from .errors import InputError, damage_told
 from .files import GENERATOR, check_written_here, read_json, storage_errors, write_csv, write_json, write_text
-from .judging.formatting import bounds, with_bounds
+from .judging.formatting import bounds, percent, with_bounds
 from .judging.intervals import LEVEL
 from .judging.metrics import title_of
 from .judging.pooling import Pooled, holm, pool
 from .judging.summary import total_merges
 from .options import BASELINE, Options
 from .reports.style import (
+    NO_DIFFERENCE,
     difference_legend,
     difference_rows,
     interval_text,
@@ -32,7 +33,7 @@ from .reports.style import (
 from .runs.finished import FinishedRun, current_summary
 from .runs.layout import BACKBONE, CONFIG, SUMMARY, TIMING, WEIGHTS
 from .runs.sections import Section
-from .training.arms import ARMS, merge_settings
+from .training.arms import arm_of, merge_settings
 from .training.models import load_model
 
 TABLE, PAGE, PICTURE = "zoo.csv", "zoo.md", "zoo.png"
@@ -41,7 +42,7 @@ FAMILY = "family.json"
 POOLED = "pooled.json"
 ERROR_SUFFIX = ".error.json"
 _COLUMNS = (
-    *("dataset", "model", "arm", "skip_layers", "seeds", "metric", "baseline", "value", "outcome"),
+    *("dataset", "model", "arm", "skip_layers", "seeds", "metric", "positive", "baseline", "value", "outcome"),
     *("difference", "low", "high", "p", "p_adjusted", "t_low", "t_high", "bootstrap_low", "bootstrap_high"),
     *("drawn", "merged", "merge_rate", "expected_merges", "cost"),
 )
@@ -51,11 +52,12 @@ _HEADER = (
     *("Holm's p", "merge rate", "merged", "expected", "cost"),
 )
 _LEGEND = f"""\
-On test, at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its {LEVEL:.0%}
-interval over seeds and test cases; beside it the paired t interval over seeds (training noise) and the bootstrap
-interval over test cases (test-set noise). verdict: of that trial alone. Holm's p: within the comparisons that the zoo
-was begun with, whatever else stands here. merged: pairs, over all seeds; expected: what the weights at the start of the
-arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the baseline's.
+On test, at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its
+{percent(LEVEL)} interval over seeds and test cases; beside it the paired t interval over seeds (training noise) and
+the bootstrap interval over test cases (test-set noise). verdict: of that trial alone. Holm's p: within the comparisons
+that the zoo was begun with, whatever else stands here. merged: pairs, over all seeds; expected: what the weights at the
+start of the arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the
+baseline's.
 """
 
 
@@ -74,12 +76,14 @@ def member(dataset: str, model: str, arm: str) -> str:
 def count_expected_merges(run: FinishedRun, options: Options, data: ImageData) -> list[Section]:
     """Predict each arm's merges from the backbones' weights for the pairs that it drew; kept in EXPECTED as well."""
     expected: dict[str, dict[str, float]] = {}
-    for seed in run.seeds:
+    for seed in run.finished_seeds(BACKBONE):
         model = load_model(options, data, run.stage(seed, BACKBONE) / WEIGHTS)
         for arm in run.merging_arms:
-            if ARMS[arm].criterion == "dissimilar":
+            if arm not in run.results[seed]:
                 continue
-            shares = _expected_shares(model, merge_settings(ARMS[arm], options))
+            if arm_of(arm).criterion == "dissimilar":
+                continue
+            shares = _expected_shares(model, merge_settings(arm_of(arm), options))
             layers = expected.setdefault(arm, {})
             for layer, count in run.results[seed][arm]["merges"].items():
                 layers[layer] = layers.get(layer, 0.0) + count["drawn"] * shares.get(layer, 0.0)
@@ -137,7 +141,7 @@ def write_zoo(zoo: Path) -> str:
 
 def _adjust(zoo: Path, rows: list[dict[str, Any]]) -> None:
     """Put Holm's p into the rows: within the declared family, and none for what was added to it."""
-    found = {member(row["dataset"], row["model"], row["arm"]): row for row in rows}
+    found = {member(row["dataset"], row["model"], row["arm"]): row for row in rows if row["outcome"] != "diverged"}
     declared = map(str, read_json(zoo / FAMILY, list)) if (zoo / FAMILY).exists() else []
     adjusted = holm({name: found[name]["difference"]["p"] if name in found else None for name in declared})
     for row in rows:
@@ -149,6 +153,9 @@ def _pool(rows: list[dict[str, Any]]) -> Pooled | str:
     metrics = _unique(rows, "metric")
     if len(metrics) > 1:
         return f"the trials have different primary metrics ({', '.join(metrics)})"
+    broken = [f"{row['dataset']}-{row['model']}" for row in rows if row["outcome"] == "diverged"]
+    if broken:
+        return f"training diverged in {', '.join(broken)}, so that what is left is no fair sample"
     errors = [row["difference"]["standard_error"] for row in rows]
     if None in errors:
         return "some trials have one seed, or a test set that leaves the metric undefined"
@@ -170,9 +177,11 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
     run, metric = FinishedRun(cell), summary["rule"]["metric"]
     # Not there where another recipe has finished the trial.
     expected = read_json(cell / EXPECTED) if (cell / EXPECTED).exists() else {}
-    outcomes = {found["arm"]: found["outcome"] for found in summary["verdicts"] if found["reference"] == BASELINE}
+    arms = summary["arms"]
     rows = []
-    for arm, differences in summary["differences"].items():
+    for found in (found for found in summary["verdicts"] if found["reference"] == BASELINE):
+        arm = found["arm"]
+        difference = summary["differences"].get(arm, {}).get(metric, NO_DIFFERENCE)
         drawn, merged = total_merges(summary["merges"].get(arm, {})).values()
         rows.append(
             {
@@ -182,11 +191,12 @@ def _rows(cell: Path) -> list[dict[str, Any]]:
                 "skip_layers": run.options["skip_layers"],
                 "seeds": len(summary["seeds"]),
                 "metric": metric,
-                "baseline": _number(summary["arms"][BASELINE][metric]["mean"]),
-                "value": _number(summary["arms"][arm][metric]["mean"]),
-                "outcome": outcomes[arm],
-                "difference": {name: _number(differences[metric][name]) for name in _FIGURES}
-                | {"values": [_number(value) for value in differences[metric]["values"]]},
+                "positive": summary["positive"],
+                "baseline": _number(arms[BASELINE][metric]["mean"]) if BASELINE in arms else None,
+                "value": _number(arms[arm][metric]["mean"]) if arm in arms else None,
+                "outcome": found["outcome"],
+                "difference": {name: _number(difference.get(name)) for name in _FIGURES}
+                | {"values": [_number(value) for value in difference["values"]]},
                 "drawn": drawn,
                 "merged": merged,
                 "merge_rate": merged / drawn if drawn else None,
@@ -203,10 +213,14 @@ def _number(value: float | None) -> float | None:
 
 
 def _cost(run: FinishedRun, arm: str) -> float | None:
-    """Time of an arm's training over the baseline's, which makes as many steps on the same images."""
+    """Time of an arm's training over the baseline's, which makes as many steps on the same images.
+
+    Over the seeds that both finished; None without any.
+    """
+    seeds = set(run.finished_seeds(arm)) & set(run.finished_seeds(BASELINE))
 
     def seconds(stage: str) -> float:
-        files = (run.stage(seed, stage) / TIMING for seed in run.seeds)
+        files = (run.stage(seed, stage) / TIMING for seed in seeds)
         return sum(sum(read_json(file)["training_seconds"]) for file in files)
 
     reference = seconds(BASELINE)
@@ -245,9 +259,9 @@ def _pooled_text(found: Pooled | str) -> str:
     if isinstance(found, str):
         return f"not pooled, {found}"
     return (
-        f"{with_bounds(found.mean, found.low, found.high)} over {found.datasets} data sets ({LEVEL:.0%}, Hartung and "
-        f"Knapp); on one more data set {bounds(found.prediction_low, found.prediction_high)}; tau squared between data "
-        f"sets {found.tau_squared:.2g}"
+        f"{with_bounds(found.mean, found.low, found.high)} over {found.datasets} data sets ({percent(LEVEL)}, Hartung "
+        f"and Knapp); on one more data set {bounds(found.prediction_low, found.prediction_high)}; tau squared between "
+        f"data sets {found.tau_squared:.2g}"
     )
 
 
@@ -258,14 +272,15 @@ def _line(cells: Iterable[str]) -> str:
 
 def _texts(row: dict[str, Any]) -> list[str]:
     difference = row["difference"]
+    dataset = f"{row['dataset']} (positive: {row['positive']})" if row["positive"] else row["dataset"]
     cells = [
-        *(row["dataset"], row["model"], row["arm"], number_text(row["baseline"], "{:.4f}")),
+        *(dataset, row["model"], row["arm"], number_text(row["baseline"], "{:.4f}")),
         interval_text(difference["mean"], (difference["low"], difference["high"])),
         range_text(difference["t_low"], difference["t_high"]),
         range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
         row["outcome"],
         number_text(row["p_adjusted"], "{:.2g}"),
-        number_text(row["merge_rate"], "{:.2%}"),
+        None if row["merge_rate"] is None else percent(row["merge_rate"], 2),
         str(row["merged"]) if row["drawn"] else None,
         number_text(row["expected_merges"], "{:.0f}"),
         number_text(row["cost"], "{:.2f}"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from finetune.data.catalogue import Catalogue, ImageFiles
+from finetune.data.splits import SPLIT, read_split, split_table
+from finetune.data.tasks import Task
+from finetune.files import write_csv
 from finetune.sources.nih_tree import read_nih_tree
 from malicious_files import WritesAFile
+from small_folders import write_images
 from small_trees import HEADER, case_names, make_tree, write_boxes, write_labels
 
 NPZ = ["--dataset", "breastmnist", "--data-dir", ".", "--allow-modified", "--model", "test_resnet", "--no-pretrained"]
@@ -265,3 +272,145 @@ def test_table_that_is_no_file(attack: Callable[..., str], tmp_path: Path, put: 
     put(tmp_path / "t.csv")
     own = ["--data-dir", "images", "--csv", "t.csv", "--model", "test_resnet", "--no-pretrained", "--output", "run"]
     assert "--csv t.csv can't be read as a table (it is no file" in attack(*own, recipe=imagefolder.main)
+
+
+OWN = ["--data-dir", "images", "--csv", "t.csv", "--model", "test_resnet", "--no-pretrained", "--output", "run"]
+OWN += ["--prepared-dir", "prepared", "--prepare-workers", "0", "--image-size", "16"]
+ROWS = b"a.png,x\nb.png,y\nc.png,x\nd.png,y\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"", "can't be read as a table"),
+        (b"path,label\n", "has no row"),
+        (b"\x00" * 1000, "has no row"),
+        (b"path,label\na\x00.png,x\nb.png,y\n", "1 images|can't be read|missing"),
+        ("path,label\na.png,x\n".encode("utf-16"), "can't be read as a table"),
+        (b'path,label\n"a.png,x\n', "can't be read as a table"),
+        (b"path,label\na.png,x,more\n", "can't be read as a table \\(Length of header"),
+        (b"path,label\n../secret.png,x\na.png,y\n", "lead out of the folder images, such as ../secret.png"),
+        (b"path,label\n/etc/passwd,x\na.png,y\n", "lead out of the folder images, such as /etc/passwd"),
+        (b"path,label\n" + b"x" * 5000 + b",x\na.png,y\n", r"1 of 2 images can't be used \(xxx.* \[\.\.\.\]$"),
+        (b"," * 1_000_000 + b"\n", "it has 1,000,001 columns, more than 10,000"),
+        (b",".join(b"c%d" % k for k in range(2000)) + b"\n" + b"x," * 1999 + b"x\n", r"columns c0, .* \[\.\.\.\]$"),
+        (b"path,path,label\na.png,b.png,x\n", "the one class 'x'"),
+        (b"path,label,path \na.png,x,b.png\n", "the one class 'x'"),
+        (b"path,label,patient\na.png,x,\nb.png,y,1\n", "row 2: the column patient is empty"),
+        (b"path,label,split\na.png,x,=1+1\n", "the column split has '=1\\+1', expected train, val or test"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_tables(attack: Callable[..., str], tmp_path: Path, content: bytes, expected: str) -> None:
+    write_images(tmp_path / "images", ["a.png", "b.png"])
+    write_images(tmp_path, ["secret.png"])
+    (tmp_path / "t.csv").write_bytes(content)
+    assert re.search(expected, attack(*OWN, recipe=imagefolder.main, may_change="prepared"))
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (pa.table({"path": ["a.png"], "label": [["x", "y"]]}), "its column label has lists; --hub reads those"),
+        (pa.table({"path": ["a.png"], "label": [{"x": 1}]}), "its column label has lists; --hub reads those"),
+        (pa.table([["a.png"], ["x"], ["y"]], ["path", "label", "label"]), "can't be read as a table"),
+        (pa.table({"path": pa.nulls(1), "label": ["x"]}), "row 2: the column path is empty"),
+        (pa.table({"path": ["a.png"], "label": pa.nulls(1)}), "row 2: the column label is empty"),
+    ],
+)
+def test_parquet_tables(attack: Callable[..., str], tmp_path: Path, table: pa.Table, expected: str) -> None:
+    write_images(tmp_path / "images", ["a.png", "b.png"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert expected in attack(*OWN, "--csv", "t.parquet", recipe=imagefolder.main, may_change="prepared")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "can't be read (it is no file, or not there)"),
+        (b"", "has no column"),
+        (b"case,split\n\xff,train\n", "can't be read"),
+        (b"case,split\n" + b"x" * 200_000 + b",train\n", "can't be read (field larger than field limit"),
+        (b"split,case\ntrain\n", "names 1 images that images doesn't have"),
+        (b"case,split\nx/a.png,=1\n", "has the split '=1': expected train, val, test"),
+        (b"case,split\n../../etc/passwd,train\n", "names 1 images that images doesn't have, such as ../../etc/passwd"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_split_files(attack: Callable[..., str], tmp_path: Path, content: bytes | None, expected: str) -> None:
+    write_images(tmp_path / "images", ["x/a.png", "x/b.png", "y/c.png", "y/d.png"])
+    if content is None:
+        os.mkfifo(tmp_path / "split.csv")
+    else:
+        (tmp_path / "split.csv").write_bytes(content)
+    own = ["--data-dir", "images", *OWN[4:], "--split-file", "split.csv"]
+    assert expected in attack(*own, recipe=imagefolder.main, may_change="prepared")
+
+
+def test_names_like_formulas_come_back_from_the_split_file(tmp_path: Path) -> None:
+    """A spreadsheet computes what begins so; a quote stands before it in the file, and not in the case."""
+    cases = ["=1+1.png", "+a.png", "-1.png", "@b.png", "\tc.png", "\rd.png", "'=e.png", "plain.png"]
+    images = ImageFiles([None] * len(cases), cases)
+    split = np.array(["train", "val", "test", "train", "", "val", "test", "train"])
+    task = Task("binary", ("=x", "y"))
+    catalogue = Catalogue("c", task, cases, np.arange(8) % 2, split, images, patients=[f"@{case}" for case in cases])
+    write_csv(tmp_path / "split.csv", *split_table(catalogue, SPLIT, split))
+    with (tmp_path / "split.csv").open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if cell[:1] and cell[0] in "=+-@\t\r"]
+    np.testing.assert_array_equal(read_split(tmp_path / "split.csv", catalogue, SPLIT), split)
+
+
+# One's own images as parquet.
+
+
+LISTS = datasets.List(datasets.ClassLabel(names=["x", "y"]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "expected"),
+    [
+        ([["x"], None, ["y"], []], datasets.List(datasets.Value("string")), "row 1: the column label has a null or an"),
+        ([["x"], [None], ["y"], []], datasets.List(datasets.Value("string")), "row 1: the column label has a null or"),
+        ([["x"], ["x", ""], ["y"], []], datasets.List(datasets.Value("string")), "row 1: the column label has a null"),
+        ([[0], None, [1], []], LISTS, "row 1: the column label has a null or an empty name among its labels"),
+        ([[0], [-1], [1], []], LISTS, "the column label has values without a name"),
+        ([0, -1, 1, 0], datasets.ClassLabel(names=["x", "y"]), "the column label has values without a name"),
+        (["x", None, "y", "x"], datasets.Value("string"), "row 1: the column label is empty"),
+        ([1.5, None, 2.5, 1.5], datasets.Value("float64"), "row 1: the column label is empty"),
+        ([None] * 4, datasets.Value("null"), "row 0: the column label is empty"),
+    ],
+    ids=lambda value: ascii(value)[:30],
+)
+def test_labels_of_own_parquet(
+    attack: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    labels: list,
+    kind: object,
+    expected: str,
+) -> None:
+    """A null is no image without findings: nobody may have looked at it."""
+    columns = {"image": [{"bytes": b"no image", "path": f"{k}.png"} for k in range(4)], "label": labels}
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": kind})
+    (tmp_path / "hub").mkdir()
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "hub" / "train.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    message = attack("--hub", "hub", *OWN[4:], recipe=imagefolder.main, may_change="cache")
+    assert expected in message
+
+
+def test_own_options_are_refused_before_images_are_prepared(attack: Callable[..., str], tmp_path: Path) -> None:
+    write_images(tmp_path / "images", ["x/a.png", "y/b.png"])
+    for only in ([], ["--prepare-only"]):
+        own = ["--data-dir", "images", *OWN[4:], "--merge-prob", "1.5", *only]
+        assert "merge_prob" in attack(*own, recipe=imagefolder.main)
+
+
+def test_all_tables_are_written_by_one_function() -> None:
+    """By which no text is a formula; that of ``inmerge inspect`` has its own test."""
+    recipes = Path(imagefolder.__file__).parent
+    writers = [
+        path.name for path in recipes.rglob("*.py") if re.search(r"csv\.writer|DictWriter|to_csv", path.read_text())
+    ]
+    assert writers == ["files.py"]

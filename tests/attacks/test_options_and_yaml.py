@@ -10,6 +10,7 @@ import pytest
 import yaml
 from finetune.errors import InputError
 from finetune.options import parse_options
+from finetune.sources.imagefolder import OwnImagesOptions
 from finetune.sources.source import DatasetOptions
 
 BOMB = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
@@ -39,6 +40,17 @@ BOMB = "a: &a [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
         ("model: --help\n", "gives model a value that can't be used (it begins with --"),
         ("seeds: [1, --output=canary]\n", "gives seeds a value that can't be used (it begins with --"),
         ('output: !!str "a\\0b"\n', "can't be used (it has a NUL)"),
+        ("lr: 0.1\nseeds: [1]\nlr: 0.2\n", "'lr' stands there twice"),
+        ("batch-size: 8\nbatch_size: 16\n", "sets batch_size twice"),
+        ("lr: .nan\n", "--lr must be at least 0, not nan"),
+        ("lr: .inf\n", "--lr must be a finite number, not inf"),
+        ("lr: 1e400\n", "--lr must be a finite number, not inf"),
+        (f"epochs: {10**30}\n", "--epochs must be at most 100000"),
+        ("lr: 0.1\n---\nlr: 0.2\n", "expected a single document"),
+        ("\uff4cr: 0.1\n", "sets the unknown option 'ｌr'"),
+        ("model: test_re\u200bsnet\n", "--model test_re\\u200bsnet"),
+        ("model: !!binary aGk=\n", "gives model a value that can't be used"),
+        ("seeds: !!set {1, 2}\n", "gives seeds a value that can't be used"),
         ("a: b: c\n", "mapping values are not allowed here"),
         ("\x00", "special characters are not allowed"),
         ("- 1\n- 2\n", "must hold `option: value` lines, not a list"),
@@ -60,7 +72,7 @@ def test_config_that_is_no_file(attack: Callable[..., str], tmp_path: Path, put:
 
 def test_no_alias_of_any_file_is_ever_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser's events tell of it first; constructing the bomb would take all memory."""
-    monkeypatch.setattr(yaml, "safe_load", None)
+    monkeypatch.setattr(yaml, "load", None)
     (tmp_path / "c.yaml").write_text(BOMB)
     with pytest.raises(InputError, match="alias"):
         parse_options(DatasetOptions, ["--config", str(tmp_path / "c.yaml")])
@@ -96,7 +108,23 @@ def test_home_is_expanded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Pandas alone knew ~: a run trained to its end, and found no file of its own to report on."""
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "c.yaml").write_text("dataset: digits\ndata_dir: ~/data\n")
+    (tmp_path / "own.yaml").write_text("hub: ~/images\n")
     found = parse_options(DatasetOptions, ["--config=~/c.yaml", "--output", "~/run", "--checkpoint", "~/a~b.pth"])
     assert [found.config, found.data_dir, found.output, found.checkpoint] == [
         tmp_path / name for name in ("c.yaml", "data", "run", "a~b.pth")
     ]
+    assert parse_options(OwnImagesOptions, ["--config", str(tmp_path / "own.yaml")]).hub == str(tmp_path / "images")
+    assert parse_options(OwnImagesOptions, ["--hub", "owner/name"]).hub == "owner/name"
+
+
+def test_a_sentence_is_no_flood(attack: Callable[..., str]) -> None:
+    message = attack("--dataset", "digits", "--model", "x" * 100_000)
+    assert len(message) < 2100
+    assert message.endswith(" [...]")
+
+
+def test_options_that_the_run_folder_could_not_hold(attack: Callable[..., str]) -> None:
+    """They were trained with, and config.yaml could not be read any more."""
+    seeds = map(str, range(12_000))
+    message = attack("--dataset", "digits", "--model", "test_resnet", "--no-pretrained", "--seeds", *seeds)
+    assert "bytes, more than 65,536: give fewer or shorter" in message

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import finetune.runs.config
 import finetune.runs.settings
 import finetune.training.stage
 import pytest
@@ -53,13 +54,13 @@ def test_killed_while_it_writes_its_settings_a_run_goes_on(
 
 def test_config_is_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even by a launch that found the folder empty a moment ago, where locks failed."""
-    real = finetune.runs.settings.write_new
+    real = finetune.runs.config.write_new
 
     def after_another(path: Path, content: bytes) -> None:
         path.write_text("another's")
         real(path, content)
 
-    monkeypatch.setattr(finetune.runs.settings, "write_new", after_another)
+    monkeypatch.setattr(finetune.runs.config, "write_new", after_another)
     with pytest.raises(SystemExit, match="2"):
         run_digits(tmp_path / "run")
     assert (tmp_path / "run" / "config.yaml").read_text() == "another's"

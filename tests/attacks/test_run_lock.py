@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from attacking import errors_of, launch, sentence
 from finetune.errors import InputError
 from finetune.runs import lock
 from finetune.runs.layout import LOCK
@@ -180,4 +181,80 @@ def test_launches_at_the_same_moment_enter_one_after_another(tmp_path: Path) -> 
     for process in processes:
         process.join(timeout=30)
     assert [process.exitcode for process in processes] == [0] * 6
-    assert list(tmp_path.iterdir()) == []
+    # The folder may stay: whoever made it can't remove it while the next one is coming in.
+    assert [path.name for path in tmp_path.rglob("*")] in ([], ["run"])
+
+
+@pytest.mark.slow
+def test_pairs_of_launches_at_the_same_moment(tmp_path: Path) -> None:
+    """Twenty pairs that differ in their rate: one of each pair makes the run, and the other says who does."""
+    said = []
+    for pair in range(20):
+        folder = tmp_path / str(pair)
+        folder.mkdir()
+        short = ["--dataset", "digits", *QUICK, "--epochs", "1", "--inmerge-epochs", "1", "--limit-train", "400"]
+        short += ["--output", "run", *(["--resume"] if pair % 4 == 0 else [])]
+        begin = FORK.Barrier(2)
+        processes = {
+            rate: launch(folder, *short, "--lr", rate, *(["--resume"] if resumes else []), begin=begin)
+            for rate, resumes in (("0.01", False), ("0.3", pair % 2))
+        }
+        for process in processes.values():
+            process.join(timeout=120)
+        errors = {rate: errors_of(folder, process) for rate, process in processes.items()}
+        assert sorted(process.exitcode for process in processes.values()) == [0, 2], errors
+        (winner,) = (rate for rate, process in processes.items() if process.exitcode == 0)
+        (loser,) = processes.keys() - {winner}
+        said.append(sentence(errors[loser]))
+        assert f"run is in use by process {processes[winner].pid} on" in said[-1] or "holds a run" in said[-1]
+        assert f"\nlr: {winner}\n" in (folder / "run/config.yaml").read_text()
+        for curves in (folder / "run").glob("seed_0/*/metrics.csv"):
+            assert {row.split(",")[1] for row in curves.read_text().splitlines()[1:]} == {winner}
+        assert (folder / "run/summary.json").exists()
+        assert not (folder / "run" / LOCK).exists()
+    print("\n".join(said))
+
+
+# What a stranger may have left in place of a lock.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"[" * 5000,
+        b"\xff\xfe\x00",
+        b"{}",
+        b"null",
+        b'{"host": [], "pid": {}, "since": 3, "more": 1}',
+        json.dumps({"host": socket.gethostname(), "pid": 1, "since": "2020"}).encode(),  # alive, and another one now
+        b"x" * 1_000_000,
+    ],
+    ids=lambda content: ascii(content)[2:20],
+)
+def test_whatever_is_in_a_lock_that_nobody_holds(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / LOCK).write_bytes(content)
+    with hold_run(tmp_path / "run"):
+        assert json.loads((tmp_path / "run" / LOCK).read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("put", [os.mkfifo, Path.mkdir, lambda path: path.hardlink_to(path.parent.parent / "other")])
+def test_a_lock_that_is_no_file_of_its_own(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    """Through a hard link the holder's name would be written over another file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "other").write_text("mine")
+    put(tmp_path / "run" / LOCK)
+    expected = r"can't be written|is no file, or another file's hard link"
+    with pytest.raises(InputError, match=expected), hold_run(tmp_path / "run"):
+        pass
+    assert (tmp_path / "other").read_text() == "mine"
+
+
+def test_another_name_of_the_folder_is_the_same_folder(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("run")
+    (tmp_path / "nowhere").symlink_to("gone")
+    with hold_run(tmp_path / "run"), pytest.raises(RunHeld), hold_run(tmp_path / "link"):
+        pass
+    with pytest.raises(InputError, match="nowhere can't be written"), hold_run(tmp_path / "nowhere"):
+        pass

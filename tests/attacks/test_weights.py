@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,16 @@ MODEL = "test_resnet"
 RECIPE = ["--dataset", "digits", "--model", MODEL, "--image-size", "16", "--output", "run"]
 
 
+def safetensors(header: object, content: bytes = b"", size: int | None = None) -> bytes:
+    """A file of that format whose header says what it likes, also of its own size."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + content
+
+
+def entry(kind: str = "F32", shape: tuple[int, ...] = (16, 3, 3, 3), offsets: tuple[int, int] = (0, 1728)) -> dict:
+    return {"conv1.0.weight": {"dtype": kind, "shape": shape, "data_offsets": offsets}}
+
+
 def weights(change: Callable[[dict[str, Tensor]], object] = lambda weights: None) -> dict[str, Tensor]:
     found = timm.create_model(MODEL).state_dict()
     change(found)
@@ -32,7 +44,25 @@ def stem(value: Tensor) -> dict[str, Tensor]:
 STEM = (16, 3, 3, 3)
 CODE = {"conv1.0.weight": WritesAFile(Path("canary"))}
 MORE = "holds no weights, or more than weights"
+# Headers of safetensors that lie.
+LIES = {
+    "a header of 2^60 bytes": safetensors(entry(), bytes(1728), size=2**60),
+    "a header of 2^64 - 1 bytes": safetensors(entry(), bytes(1728), size=2**64 - 1),
+    "no header": safetensors(b""),
+    "a header that is no JSON": safetensors(b"{" * 1000),
+    "a nested header": safetensors(b"[" * 100_000),
+    "a header in another encoding": safetensors(b'{"\xff": 1}'),
+    "a shape of more than there is": safetensors(entry(shape=(2**40, 3, 3, 3)), bytes(1728)),
+    "a shape that overflows": safetensors(entry(shape=(2**63, 2, 1, 1)), bytes(1728)),
+    "offsets beyond the end": safetensors(entry(offsets=(0, 2**40)), bytes(1728)),
+    "offsets backwards": safetensors(entry(offsets=(1728, 0)), bytes(1728)),
+    "negative offsets": safetensors(entry(offsets=(-1728, 0)), bytes(1728)),
+    "an unknown kind": safetensors(entry(kind="OBJECT"), bytes(1728)),
+    "two tensors in one place": safetensors(entry() | {"x": entry()["conv1.0.weight"]}, bytes(1728)),
+    "bytes that nobody names": safetensors(entry(), bytes(5000)),
+}
 ATTACKS = {
+    **{name: (content, "can't be read as weights") for name, content in LIES.items()},
     "a pickle with code": (raw_pickle(CODE), MORE),
     "a file of torch with code": (zip_of_torch(CODE), MORE),
     "an old file of torch with code": (legacy_file_of_torch(CODE), MORE),
@@ -57,33 +87,35 @@ ATTACKS = {
 }
 
 
-def place(content: bytes | None) -> None:
+def place(name: str) -> tuple[str, str]:
+    """Put the file there; its name, and the reason to expect."""
+    content, reason = ATTACKS[name]
+    file = "weights.safetensors" if name in LIES else "weights.pth"
     if content is None:
-        os.mkfifo("weights.pth")
+        os.mkfifo(file)
     else:
-        Path("weights.pth").write_bytes(content)
+        Path(file).write_bytes(content)
+    return file, reason
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_recipes_refuse(name: str, attack: Callable[..., str]) -> None:
-    content, reason = ATTACKS[name]
-    place(content)
-    assert reason in attack(*RECIPE, "--checkpoint", "weights.pth")
+    file, reason = place(name)
+    assert reason in attack(*RECIPE, "--checkpoint", file)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_inspect_refuses(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content, reason = ATTACKS[name]
     monkeypatch.chdir(tmp_path)
-    place(content)
+    file, reason = place(name)
     before = snapshot(tmp_path)
     with time_limit():
-        assert cli.main(["inspect", MODEL, "--checkpoint", "weights.pth", "--json", "out.json"]) == 2
+        assert cli.main(["inspect", MODEL, "--checkpoint", file, "--json", "out.json"]) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert err.startswith("inmerge: error: --checkpoint weights.pth ")
+    assert err.startswith(f"inmerge: error: --checkpoint {file} ")
     assert err[:-1].isprintable()
     assert reason in err
     assert snapshot(tmp_path) == before

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from launching import shared_folder
-from one_process import SETTINGS, OneProcess, make_batch, make_model, same_bits
+from one_process import SETTINGS, OneProcess, make_batch, make_model, make_normed_model, same_bits
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
@@ -53,6 +53,17 @@ def assert_replicas(model: nn.Module) -> None:
 
 def merged(optimizer: InMergeOptimizer) -> int:
     return sum(count["merged"] for count in optimizer.merge_counts().values())
+
+
+def check_channels_are_merged_alike() -> None:
+    model, plain = make_normed_model(), make_normed_model()
+    optimizer = wrap(model, merge_channels=True)
+    one = OneProcess(plain, optimizer, merge_channels=True)
+    model = DistributedDataParallel(model)
+    for step in range(4):
+        train_one_step(model, optimizer, step)
+        one.check()
+        assert_replicas(model)
 
 
 def check_replicas_stay_identical_for_200_steps() -> None:

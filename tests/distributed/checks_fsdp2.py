@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -18,6 +18,7 @@ from one_process import (
     assert_same_counts,
     make_batch,
     make_model,
+    make_normed_model,
     same_bits,
     selected_names,
     whole,
@@ -28,7 +29,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from inmerge_optim import InMergeOptimizer, check_replicas, kernel_ranks
+from inmerge_optim import InMergeOptimizer, KernelLayer, check_replicas, kernel_layers, kernel_ranks
 
 EVEN = (8, 12, 4)
 
@@ -47,7 +48,7 @@ def all_ranks() -> DeviceMesh:
     return init_device_mesh("cpu", (dist.get_world_size(),))
 
 
-def wrap(model: nn.Module, names: list[str] | None, **settings: Any) -> InMergeOptimizer:
+def wrap(model: nn.Module, names: Sequence[str | KernelLayer] | None, **settings: Any) -> InMergeOptimizer:
     base = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     return InMergeOptimizer(base, model, **{**SETTINGS, "names": names, **settings})
 
@@ -119,6 +120,29 @@ def check_weights_kept_whole_after_the_backward() -> None:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def channels_pair(**sharding: Any) -> tuple[nn.Module, InMergeOptimizer, OneProcess]:
+    """As sharded_pair, of a model with a batch norm that is merged along."""
+    model, plain = make_normed_model(), make_normed_model()
+    layers = [layer for layer in kernel_layers(model, 1, merge_channels=True) if layer.selected]
+    assert layers[0].norms == ("3",)
+    optimizer = wrap(shard(model, **sharding), layers, merge_channels=True)
+    return model, optimizer, OneProcess(plain, optimizer, merge_channels=True)
+
+
+def check_channels_are_merged_whole() -> None:
+    train(*channels_pair())
+
+
+def check_channels_that_fsdp2_keeps_whole_are_refused_before_the_step() -> None:
+    model, optimizer, _ = channels_pair()
+    model.set_reshard_after_backward(False)
+    model(make_batch(dist.get_rank())).square().mean().backward()
+    before = whole(optimizer.param_groups[0]["params"][2]).clone()
+    with pytest.raises(RuntimeError, match="let FSDP2 reshard after the backward pass"):
+        optimizer.step()
+    assert same_bits(before, whole(optimizer.param_groups[0]["params"][2]))
 
 
 def check_bfloat16_weights() -> None:

@@ -31,6 +31,12 @@ def make_model(seed: int = 0, channels: tuple[int, ...] = (7, 10, 3), dtype: tor
     ).to(dtype)
 
 
+def make_normed_model() -> nn.Module:
+    """Return the small CNN with a batch norm after its second convolution, which is index 2 of it."""
+    layers = list(make_model())
+    return nn.Sequential(*layers[:3], nn.BatchNorm2d(10), *layers[3:])
+
+
 def make_batch(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(seed)).to(dtype)
 

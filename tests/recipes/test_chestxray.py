@@ -12,6 +12,7 @@ import pytest
 from finetune.options import parse_options
 from finetune.runs.results import read_predictions
 from finetune.runs.sections import read_sections
+from finetune.sources.chestxray14 import load_chestxray14
 from finetune.sources.nih_labels import LABELS
 from sklearn.metrics import roc_auc_score
 from small_runs import run_recipe
@@ -67,6 +68,8 @@ def test_a_trial_names_patients_and_records_its_data(quick: list[object], tmp_pa
         check_aurocs(folder / f"seed_0/{arm}", "test", summary["arms"][arm]["auroc"]["values"][0])
     data = json.loads((folder / "data.json").read_text())
     assert data["label_file"] == "Data_Entry_2017.csv"
+    assert data["leaks"] == []
+    assert "pairs of images over the splits look alike" in data["near_twins"]
     assert (data["prepare_size"], data["image_size"], data["left_out"]) == (18, 16, {})
     assert {part: counts["images"] for part, counts in data["splits"].items()} == {"train": 34, "val": 6, "test": 20}
     assert json.loads((folder / "versions.json").read_text())["data"]["Data_Entry_2017.csv"] == data["sha256"]
@@ -182,6 +185,58 @@ def test_the_papers_settings_are_read() -> None:
     options = parse_options(chestxray.ChestXrayOptions, arguments)
     assert (options.model, options.batch_size, options.epochs, options.inmerge_epochs) == ("vgg19", 324, 30, 10)
     assert (options.image_size, options.prepare_size, options.hflip, options.skip_layers) == (224, 224, 0.5, 10)
+
+
+def test_the_published_codes_settings_are_read() -> None:
+    arguments = ["--config", str(CONFIGS / "published_chestxray14.yaml"), "--data-dir", "."]
+    options = parse_options(chestxray.ChestXrayOptions, arguments)
+    assert (options.lr, options.sched, options.patience_epochs) == (0.1, "plateau", 8)
+    assert (options.keep_by, options.start_from, options.arms[-1]) == ("loss", "kept", "validation-rounds")
+
+
+@pytest.mark.parametrize("columns", [("Image Index", "fold"), ("case", "split")])
+def test_a_split_of_ones_own_takes_the_place_of_the_official_lists(
+    quick: list[object], tmp_path: Path, columns: tuple[str, str]
+) -> None:
+    """Five patients, one of whom the official lists test on; whomever it leaves out is in no part."""
+    cases, parts = case_names(30), {0: "train", 1: "train", 2: "val", 3: "test", 29: "train"}
+    rows = [f"{case},{parts[k // 2]}" for k, case in enumerate(cases) if k // 2 in parts]
+    (tmp_path / "folds.csv").write_text("\n".join([",".join(columns), *rows]))
+    arguments = [*map(str, quick), "--split-file", str(tmp_path / "folds.csv")]
+    data = load_chestxray14(parse_options(chestxray.ChestXrayOptions, arguments))
+    found = {part: split.cases for part, split in data.splits.items()}
+    assert found == {"train": [*cases[:4], *cases[58:]], "val": cases[4:6], "test": cases[6:8]}
+    assert "folds.csv" in data.files
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (["Image Index,fold", "absent.png,train"], "names 1 images that chestxray14 doesn't have, such as absent.png"),
+        (["Image Index,part", "00000001_000.png,train"], "has no column case"),
+        (["Image Index,fold", "00000001_000.png,trian"], "has the split 'trian': expected train, val, test"),
+        (["Image Index,fold", "00000001_000.png,train"], "leaves val empty: expected images in every part"),
+        (
+            [
+                *("Image Index,fold", "00000001_000.png,train", "00000001_001.png,test"),
+                *("00000002_000.png,val", "00000003_000.png,test"),
+            ],
+            "the test split shares 1 patients with the others",
+        ),
+        (None, "folds.csv is no file: give a CSV of images and their splits"),
+    ],
+)
+def test_a_split_that_can_not_be_used_is_told(
+    quick: list[object], tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[str] | None, message: str
+) -> None:
+    if rows is not None:
+        (tmp_path / "folds.csv").write_text("\n".join(rows))
+    with pytest.raises(SystemExit, match="2"):
+        run(*quick, "--split-file", tmp_path / "folds.csv")
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from datasets.table import embed_table_storage
 from finetune.errors import InputError
 from finetune.files import write_csv
 from finetune.options import parse_options
+from finetune.prediction import kept_model, predict_files
+from finetune.reports.look import look_at
 from finetune.runs import folds
 from finetune.runs.finished import FinishedRun
 from finetune.runs.results import read_predictions
@@ -228,10 +230,40 @@ def test_a_cross_validated_run_that_was_killed_goes_on(folded: Path, monkeypatch
     assert found.items() <= content_of(folded).items()
 
 
+def test_the_models_of_all_folds_predict_new_images_together(folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as it did in its test, and then their mean."""
+    kept = kept_model(FinishedRun(folded), 1, "inmerge")
+    images, tested = folded.parent / "animals", read_predictions(folded / "seed_1/inmerge", "test").cases
+    paths = [images / case for case in tested]
+    together, _ = predict_files(kept, paths)
+    each = []
+    for fold, weights in enumerate(kept.run.weights(1, "inmerge")):
+        monkeypatch.setattr(FinishedRun, "weights", lambda *_, weights=weights: [weights])
+        each.append(predict_files(kept, paths)[0])
+        own = read_predictions(weights.parent, "test")
+        found = np.stack([each[fold][images / case] for case in own.cases])
+        np.testing.assert_allclose(found, own.probabilities, atol=1e-6)
+    for path in paths:
+        np.testing.assert_allclose(together[path], np.mean([found[path] for found in each], axis=0))
+
+
 def test_arms_are_paired_in_every_fold_under_augmentation(run: Run, animals: list[object]) -> None:
     augmented = ["--aug", "flips", "quarter-turns", "rotations", "crops", "brightness", "contrast"]
     folder = run(*animals, *augmented, "--folds", 3, "--merge-prob", 0, "--epochs", 0)
     assert FinishedRun(folder).identical == {("baseline", "inmerge"), ("inmerge", "baseline")}
+
+
+def test_a_split_can_be_given_back(animals: list[object], tmp_path: Path) -> None:
+    options = parse_options(OwnImagesOptions, [*map(str, [*animals, "--prepared-dir", tmp_path / "p"])])
+    first = find_own_images(options, allow_missing=False)
+    path = tmp_path / "split.csv"
+    write_csv(path, *first.data(16).tables["split.csv"])
+    for given, same in ((path, True), (None, False)):
+        again = find_own_images(replace(options, split_file=given, split_seed=5), allow_missing=False)
+        assert np.array_equal(again.catalogue.split, first.catalogue.split) == same
+    path.write_text(path.read_text().replace(",test", ",holdout"))
+    with pytest.raises(InputError, match=r"split\.csv has the split 'holdout': expected train, val, test"):
+        find_own_images(replace(options, split_file=path), allow_missing=False)
 
 
 def test_folds_can_be_given_back(animals: list[object], tmp_path: Path) -> None:
@@ -242,6 +274,9 @@ def test_folds_can_be_given_back(animals: list[object], tmp_path: Path) -> None:
     again = find_own_images(replace(options, split_file=path, split_seed=5), allow_missing=False)
     np.testing.assert_array_equal(again.folds, first.folds)
     assert (find_own_images(replace(options, split_seed=5), allow_missing=False).folds != first.folds).any()
+    told = look_at(first, 16)
+    assert "fold 0    fold 1    fold 2    fold 3" in told
+    assert "No image, and none that looks alike, lies in two splits." in told
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *(line[:-1] + str(k % 4) for k, line in enumerate(lines))]))
     with pytest.raises(InputError, match=r"40 patients of animals lie in several splits .*: put each into one fold"):
@@ -308,8 +343,9 @@ def test_planted_twins_and_a_patient_in_two_splits_are_named_and_refused(
         leaks = rows_of(folder / "leaks.csv")
         assert [row["kind"] for row in leaks] == ["image"] * 4 + ["patient"] * 2
         assert len({row["case"] for row in leaks}) == 6
-        images, *_ = read_sections(folder)
-        assert "1 of them with conflicting labels" in images.text
+        recorded = json.loads((folder / "data.json").read_text())
+        assert "1 of them with conflicting labels" in recorded["leaks"][0]
+        assert "pairs of images over the splits look alike" in recorded["near_twins"]
 
 
 def test_a_look_before_the_trial(leaky: list[object], run: Run, tmp_path: Path, capsys) -> None:
@@ -323,7 +359,7 @@ def test_a_look_before_the_trial(leaky: list[object], run: Run, tmp_path: Path, 
         "2 images of leaky lie in several splits",
         "1 patients of leaky lie in several splits",
         "A trial refuses them in test without --drop-twins or --allow-twins; leaks.csv has all.",
-        "2 pairs over the splits look alike",
+        "pairs of images over the splits look alike",
     ):
         assert words in told
     near = [(row["case"], row["other_case"], row["mirrored"]) for row in rows_of(prepared / "near_twins.csv")]
@@ -339,7 +375,10 @@ def test_a_look_before_the_trial(leaky: list[object], run: Run, tmp_path: Path, 
 def test_a_tree_as_users_have_it(
     animals: list[object], refused: Callable[..., str], run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sentence on each thing that is no image; all others are trained on, whatever folders and names they have."""
+    """A sentence on each thing that is no image; all others are trained on, whatever folders and names they have.
+
+    No patients are named, and the report leaves them out.
+    """
     top = tmp_path / "animals"
     write_images(top, ["dog/in here/p80dog_ü 猫.png", "dog/P81.JPG/p81dog_0.jpeg"], first=500)
     for junk in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "cat/notes.txt"):
@@ -355,17 +394,20 @@ def test_a_tree_as_users_have_it(
         "cat/p92cat_0.png": "has more than 89,478,485 pixels: make it smaller",
         "cat/p93cat_0.png": "is a link that leads to itself",
     }
-    sentence = refused(*animals)
+    sentence = refused(*animals[:2])
     assert sentence.startswith("error: 4 of 86 images can't be used (")
     assert all(f"{case} {reason}" in sentence for case, reason in reasons.items())
-    folder = run(*animals, "--allow-missing")
+    folder = run(*animals[:2], "--allow-missing", report=True)
     told = capsys.readouterr().out
     assert "cat/loop is a link to a folder that holds it, and is not followed." in told
     assert "4 files are no images by their names and are left alone: 2 .DS_Store, 1 Thumbs.db, 1 .txt." in told
     assert {row["case"]: row["reason"] for row in rows_of(folder / "left_out.csv")} == reasons
     split = rows_of(folder / "split.csv")
     assert {row["case"] for row in split if not row["split"]} == reasons.keys()
-    assert sum(row["split"] != "" for row in split) == 82
+    counts = [sum(row["split"] == part for row in split) for part in ("train", "val", "test")]
+    assert sum(counts) == 82
+    assert f"| test | {counts[2]} | – |" in (folder / "report.md").read_text()
+    assert f"- test: {counts[2]} images\n" in (folder / "seed_0/inmerge/README.md").read_text()
 
 
 def test_dicom_names_patients_and_subgroups(run: Run, tmp_path: Path) -> None:

@@ -94,13 +94,20 @@ def test_the_family_was_declared_and_one_data_set_is_not_pooled(zoo: Path) -> No
     assert json.loads((zoo / "pooled.json").read_text()) == {}
 
 
+def cell_of(model: Path, zoo: Path, dataset: str) -> Path:
+    """The cell of a model on digits, as that of another data set; without the checksum of its config.yaml."""
+    cell = shutil.copytree(model, zoo / f"{dataset}-test_resnet")
+    settings = (cell / "config.yaml").read_text().partition("\n")[2]
+    (cell / "config.yaml").write_text(settings.replace("dataset: digits", f"dataset: {dataset}"))
+    return cell
+
+
 def test_several_data_sets_are_pooled(zoo: Path, tmp_path: Path) -> None:
     """Cells of four data sets, made from one by its name and its differences; the copies are in no family."""
     (model,) = (name for name in CELLS if "resnet" in name)
     for place, dataset in enumerate(("digits", "a", "b", "c")):
-        cell = shutil.copytree(zoo / model, tmp_path / f"{dataset}-test_resnet")
-        config, summary = (cell / name for name in ("config.yaml", "summary.json"))
-        config.write_text(config.read_text().replace("dataset: digits", f"dataset: {dataset}"))
+        cell = cell_of(zoo / model, tmp_path, dataset)
+        summary = cell / "summary.json"
         content = json.loads(summary.read_text())
         content["differences"]["inmerge"]["auroc"] |= {"mean": 0.01 * place, "standard_error": 0.01}
         summary.write_text(json.dumps(content))
@@ -110,6 +117,24 @@ def test_several_data_sets_are_pooled(zoo: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "pooled.json").read_text()) == {"inmerge": pytest.approx(asdict(expected))}
     assert "over 4 data sets" in text
     assert [row["dataset"] for row in table_of(tmp_path) if row["p_adjusted"]] == ["digits"]
+
+
+def test_an_arm_that_diverged_has_a_row_and_is_not_pooled(zoo: Path, tmp_path: Path) -> None:
+    """A cell of a binary task whose inmerge diverged in all seeds; the positive class is named."""
+    for dataset in ("digits", "a", "b", "c"):
+        cell = cell_of(zoo / "digits-test_resnet", tmp_path, dataset)
+    summary = json.loads((cell / "summary.json").read_text())
+    summary["verdicts"][0]["outcome"] = "diverged"
+    summary["positive"] = "malignant"
+    for part in ("arms", "differences", "merges"):
+        del summary[part]["inmerge"]
+    (cell / "summary.json").write_text(json.dumps(summary))
+    shutil.copy(zoo / "family.json", tmp_path)
+    text = write_zoo(tmp_path)
+    row = next(row for row in table_of(tmp_path) if row["dataset"] == "c")
+    assert (row["outcome"], row["positive"], row["difference"], row["value"]) == ("diverged", "malignant", "", "")
+    assert "| c (positive: malignant) | test_resnet | inmerge |" in text
+    assert "- inmerge: not pooled, training diverged in c-test_resnet, so that what is left is no fair sample" in text
 
 
 def test_a_failed_cell_is_told_of_with_its_error(zoo: Path) -> None:

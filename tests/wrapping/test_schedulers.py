@@ -122,6 +122,18 @@ def test_a_tensor_rate_gives_what_the_number_gives():
     assert same(by_number, by_tensor)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a capturable base steps on a GPU alone")
+def test_a_capturable_base_with_its_rate_on_the_device_is_merged():
+    model = network().cuda()
+    rate = torch.tensor(1e-3, device="cuda")
+    optimizer = wrapped(model, torch.optim.Adam(model.parameters(), lr=rate, capturable=True))
+    for _ in range(2):
+        model(torch.ones(2, 3, 8, 8, device="cuda")).sum().backward()
+        optimizer.step()
+    assert merge_step(optimizer) == 2
+    assert all(count["merged"] > 0 for count in optimizer.merge_counts().values())
+
+
 def test_warm_up_from_zero_merges_from_the_first_step_with_a_rate():
     model = network()
     optimizer = wrapped(model)

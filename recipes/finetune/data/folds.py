@@ -9,8 +9,9 @@ from ..errors import InputError
 from .catalogue import LEFT_OUT, Catalogue
 from .images import ImageData
 from .prepared import PreparedImages, as_image_data, split_of
-from .splits import FEW, check_classes, label_counts
+from .splits import FEW, check_classes
 from .squares import Form
+from .tasks import label_counts
 
 FEWEST = 3  # one to test, one to validate on and one to train on
 
@@ -39,14 +40,13 @@ def cross_validated(
     cases = "\n".join(f"{fold} {catalogue.cases[row]}" for fold, rows in enumerate(tested) for row in rows)
     pixels = b"".join(everything.pixel_hashes)
     checksums = {"cases": hashlib.sha256(cases.encode()).hexdigest(), "pixels": hashlib.sha256(pixels).hexdigest()}
-    of_folds = {f"fold {number}": fold.description["splits"]["test"] for number, fold in enumerate(folds)}
     return replace(
         folds[0],
         train=everything,
         val=everything,
         test=everything,
         files=folds[0].files | checksums,
-        description={**folds[0].description, "folds": count, "splits": of_folds},
+        description={**folds[0].description, "folds": count},
         folds=tuple(folds),
     )
 
@@ -56,7 +56,7 @@ def check_fold_classes(catalogue: Catalogue, numbers: np.ndarray) -> list[str]:
     count = int(numbers.max()) + 1
     for fold in range(count):
         check_classes(in_fold(catalogue, numbers, fold))
-    counts = [label_counts(catalogue, np.flatnonzero(numbers == fold)) for fold in range(count)]
+    counts = [label_counts(catalogue.task, catalogue.labels[numbers == fold]) for fold in range(count)]
     fewest = {name: min(found[name] for found in counts) for name in catalogue.task.classes}
     return [f"{name} has few images: {found:,} in a fold" for name, found in fewest.items() if found < FEW]
 

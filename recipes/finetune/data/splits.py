@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import GroupShuffleSplit, StratifiedGroupKFold, StratifiedKFold
 
 from ..errors import InputError, first_line
+from ..files import no_formula, regular_file
 from .catalogue import LEFT_OUT, PARTS, Catalogue
 from .images import Table
 from .tasks import label_counts, labels_text
@@ -160,23 +161,39 @@ def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Tab
     return ("case", "patient", "labels", column), rows
 
 
-def read_split(path: Path, catalogue: Catalogue, column: str) -> np.ndarray:
-    """Where a split file says that each image belongs, text (N,), empty for what it leaves out or doesn't name."""
+def read_split(path: Path, catalogue: Catalogue, column: str, case: str = "case") -> np.ndarray:
+    """Where a split file says that each image belongs, text (N,), empty for what it leaves out or doesn't name.
+
+    Args:
+        column, case: its columns of parts or folds, and of the images' names.
+    """
     try:
+        if not regular_file(path):
+            raise OSError("it is no file, or not there")
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            lacking = {"case", column}.difference(reader.fieldnames or ())
+            reader = csv.DictReader(file, restval="")
+            lacking = {case, column}.difference(reader.fieldnames or ())
             if lacking:
                 raise InputError(f"--split-file {path} has no column {min(lacking)}: give the {SPLIT_FILE} of a run")
-            given = {row["case"]: row[column] for row in reader}
+            given = {row[case]: row[column] for row in reader}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"--split-file {path} can't be read ({first_line(error)}): give the {SPLIT_FILE} of a run"
         ) from error
-    unknown = given.keys() - set(catalogue.cases)
+    in_file = {case: case if case in given else no_formula(case) for case in catalogue.cases}
+    unknown = given.keys() - set(in_file.values())
     if unknown:
         raise InputError(
             f"--split-file {path} names {len(unknown):,} images that {catalogue.name} doesn't have, such as "
             f"{min(unknown)}: give the split of these images"
         )
-    return np.array([given.get(case) or LEFT_OUT for case in catalogue.cases])
+    return np.array([given.get(in_file[case]) or LEFT_OUT for case in catalogue.cases])
+
+
+def given_split(path: Path, catalogue: Catalogue, column: str = SPLIT, case: str = "case") -> Catalogue:
+    """The catalogue in the split of a file; what that leaves out belongs to no part."""
+    split = read_split(path, catalogue, column, case)
+    unknown = set(split.tolist()) - {*PARTS, LEFT_OUT}
+    if unknown:
+        raise InputError(f"--split-file {path} has the split {str(min(unknown))!r}: expected {', '.join(PARTS)}")
+    return replace(catalogue, split=split)

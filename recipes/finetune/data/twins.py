@@ -21,6 +21,8 @@ from .tasks import labels_text
 LEAK_FILE, NEAR_FILE = "leaks.csv", "near_twins.csv"
 NEAR_BITS = 4  # of 64; nih-mini has 3 pairs in a million that are as near without being twins, see docs/own_images.md
 _BITS = 64
+_MOST_HASHED = 20_000  # images of a split whose near twins are looked for: half a minute for the largest sets
+_MOST_TOLD = 1000
 _CHUNK = 1024
 _NAMED = 5
 
@@ -135,14 +137,11 @@ def settle_leaks(data: ImageData, drop: bool) -> tuple[ImageData, list[str]]:
         The data, with what was found in its description and as a table; and that in sentences.
     """
     leaks = find_leaks(data)
-    if not leaks:
-        return data, []
     sentences = [f"{text}{', dropped there but for the last' if drop else ''}" for text in describe_leaks(data, leaks)]
-    settled = drop_leaks(data, leaks) if drop else data
+    settled = drop_leaks(data, leaks) if drop and leaks else data
+    tables = {LEAK_FILE: leak_table(data, leaks)} if leaks else {}
     description = {**data.description, "leaks": sentences}
-    return replace(
-        settled, description=description, tables={**data.tables, "leaks.csv": leak_table(data, leaks)}
-    ), sentences
+    return replace(settled, description=description, tables={**data.tables, **tables}), sentences
 
 
 def leak_table(data: ImageData, leaks: list[Leak]) -> Table:
@@ -171,24 +170,95 @@ class NearTwins:
     mirrored: bool
 
 
-def find_near_twins(data: ImageData) -> list[NearTwins]:
-    """Pairs over the splits, exact twins left out, whose hashes differ in NEAR_BITS bits at most, nearest first."""
-    exact = {part: np.array(pixel_hashes(split)) for part, split in data.splits.items()}
-    hashes = {part: _near_hashes(split) for part, split in data.splits.items()}
-    found = []
-    for first, second in combinations(data.splits, 2):
-        for mirrored in (False, True):
-            others = hashes[second][:, int(mirrored)]
-            for row, own in enumerate(hashes[first][:, 0]):
-                bits = (_BITS - others @ own) / 2
-                near = np.flatnonzero((bits <= NEAR_BITS) & (exact[second] != exact[first][row]))
-                found += [NearTwins((first, row), (second, int(k)), int(bits[k]), mirrored) for k in near]
-    return sorted(found, key=lambda twins: twins.bits)
+@dataclass(frozen=True)
+class NearSearch:
+    """What looks alike over the splits.
+
+    Attributes:
+        nearest: the nearest pairs first, _MOST_TOLD of them at most.
+        found: how many pairs there are.
+        compared: of how many.
+        drawn: per part how many of its images were looked at, where not all of them were.
+    """
+
+    nearest: list[NearTwins]
+    found: int
+    compared: int
+    drawn: dict[str, int]
 
 
-def _near_hashes(split: Split) -> np.ndarray:
-    """Imagehash's phash of each image and of its mirror image as -1 and 1, float32 (N, 2, _BITS)."""
-    hashes = [[_phash(image), _phash(ImageOps.mirror(image))] for image in _small_images(split)]
+def find_near_twins(data: ImageData) -> NearSearch:
+    """The pairs over the splits, exact twins left out, whose hashes differ in NEAR_BITS bits at most, mirrored or not.
+
+    Of a split of more than _MOST_HASHED images so many are drawn at random, always the same: the time grows with the
+    number of pairs.
+    """
+    rows = {part: _some_rows(len(split)) for part, split in data.splits.items()}
+    looked_at = {part: split.select(rows[part]) for part, split in data.splits.items()}
+    pairs = list(combinations(data.splits, 2))
+    exact = {part: np.array(pixel_hashes(split)) for part, split in looked_at.items()}
+    # The first part of a pair is taken as it is, and the second also mirrored.
+    hashes = {part: _near_hashes(split, mirrored=part != pairs[0][0]) for part, split in looked_at.items()}
+    nearest: list[NearTwins] = []
+    found = 0
+    for first, second in pairs:
+        for start in range(0, len(rows[first]), _CHUNK):
+            own = hashes[first][start : start + _CHUNK, 0]
+            plain, turned = (own @ hashes[second][:, view].T for view in (0, 1))
+            bits = (_BITS - np.maximum(plain, turned)) / 2
+            i, j = np.nonzero(bits <= NEAR_BITS)
+            apart = exact[first][start + i] != exact[second][j]
+            i, j = i[apart], j[apart]
+            found += len(i)
+            order = np.argsort(bits[i, j], kind="stable")[:_MOST_TOLD]
+            nearest += [
+                NearTwins(
+                    (first, int(rows[first][start + i[k]])),
+                    (second, int(rows[second][j[k]])),
+                    int(bits[i[k], j[k]]),
+                    bool(turned[i[k], j[k]] > plain[i[k], j[k]]),
+                )
+                for k in order
+            ]
+    nearest.sort(key=lambda twins: twins.bits)
+    compared = sum(len(rows[first]) * len(rows[second]) for first, second in pairs)
+    drawn = {part: len(rows[part]) for part, split in data.splits.items() if len(rows[part]) < len(split)}
+    return NearSearch(nearest[:_MOST_TOLD], found, compared, drawn)
+
+
+def describe_near(search: NearSearch) -> str:
+    """The search in a sentence, without its full stop."""
+    alike = f"{NEAR_BITS} of the {_BITS} bits of imagehash's phash or fewer differ, mirrored or not"
+    count = f"{search.found:,} of the {search.compared:,} pairs of images over the splits look alike ({alike})"
+    drawn = "".join(f", of {part} {images:,} images drawn at random" for part, images in search.drawn.items())
+    if not search.found:
+        return count + drawn
+    listed = f"lists the nearest {_MOST_TOLD:,}" if search.found > _MOST_TOLD else "lists them"
+    return f"{count}{drawn}, which may mean nothing: {NEAR_FILE} {listed}"
+
+
+def note_near_twins(data: ImageData) -> ImageData:
+    """The data with what looks alike over the splits in their description, and as a table; nothing follows from it."""
+    search = find_near_twins(data)
+    tables = {NEAR_FILE: near_table(data, search.nearest)} if search.found else {}
+    return replace(
+        data,
+        description={**data.description, "near_twins": describe_near(search)},
+        tables={**data.tables, **tables},
+    )
+
+
+def _some_rows(count: int) -> np.ndarray:
+    if count <= _MOST_HASHED:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).choice(count, _MOST_HASHED, replace=False))
+
+
+def _near_hashes(split: Split, mirrored: bool) -> np.ndarray:
+    """Imagehash's phash of each image, and of its mirror image where asked, as -1 and 1, float32 (N, 1 or 2, _BITS)."""
+    hashes = [
+        [_phash(image), *([_phash(ImageOps.mirror(image))] if mirrored else [])] for image in _small_images(split)
+    ]
     return np.where(hashes, np.float32(1), np.float32(-1))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.tasks import Predictions, Task
 from ..options import BASELINE, MARGIN
+from .formatting import percent
 from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
 from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
@@ -18,9 +19,10 @@ from .verdict import Question, judge, judge_diverged
 
 _SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
 
-SCHEMA = 2  # of summary.json; what another version wrote is made anew from the run folder
+SCHEMA = 3  # of summary.json; what another version wrote is made anew from the run folder
 
-Results = dict[int, dict[str, dict[str, Any]]]
+Results = dict[int, dict[str, dict[str, Any]]]  # per seed the arms that came to an end in it
+Scores = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -74,41 +76,45 @@ def summarise(
 
     Args:
         data: name of the data set.
-        results: per seed and arm what scored_anew makes of the result of that stage.
+        results: per seed and arm what scored_anew makes of the result of that stage; an arm is missing where it
+            diverged.
         bootstrap: resamples of the test set, scored by the kept weights of every arm; without it nothing is judged.
         rule: what the verdicts rest on.
         identical: pairs of arms whose weights are equal in every seed.
         looks: how often the run has been judged, this time included.
-        diverged: per arm the seeds in which it diverged, and in which epoch; their figures are not in results.
+        diverged: per arm the seeds in which it diverged, and in which epoch.
+
+    Values stand in the order of the seeds, None where an arm diverged. A difference is taken over the seeds that both
+    arms finished, and there is none where that is no seed.
     """
     seeds = list(results)
-    arms = list(results[seeds[0]])
+    arms = list(dict.fromkeys(arm for of_seed in results.values() for arm in of_seed))
     kept = _figures(results, arms, "kept", bootstrap)
-    asked = {*seeds, *(seed for found in diverged.values() for seed in found)}
-    verdicts = _verdicts(kept, bootstrap, rule, identical, diverged, asked) if bootstrap else []
+    verdicts = _verdicts(kept, bootstrap, rule, identical, diverged, len(seeds)) if bootstrap or diverged else []
     return {
         "schema": SCHEMA,
         "data": data,
         "task": task.kind,
         "classes": list(task.classes),
+        "positive": task.classes[task.positive] if task.kind == "binary" else None,
         "seeds": seeds,
         "rule": asdict(rule),
         "looks": looks,
         "diverged": {arm: {str(seed): epoch for seed, epoch in found.items()} for arm, found in diverged.items()},
         "unit": bootstrap.unit if bootstrap else "cases",
         **kept,
-        "intervals": _intervals(seeds, bootstrap),
+        "intervals": _intervals(_seeds_in_words(len(seeds), bool(diverged)), bootstrap),
         "per_class": _per_class(results, arms, bootstrap),
         "verdicts": verdicts,
         "last": _figures(results, arms, "last", None),
-        "epochs": {arm: [results[seed][arm]["epoch"] for seed in seeds] for arm in arms},
+        "epochs": {arm: [found and found["epoch"] for found in _over(results, arm)] for arm in arms},
         "merges": {arm: merges for arm in arms if (merges := _merges(results, arm))},
     }
 
 
 def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Per arm each test metric over seeds, and per other arm its difference to the baseline, seed by seed."""
-    figures = {arm: _over_seeds([result[arm][epoch]["test"] for result in results.values()]) for arm in arms}
+    figures = {arm: _over_seeds([found and found[epoch]["test"] for found in _over(results, arm)]) for arm in arms}
     for arm, metric in product(arms, RESAMPLED):
         if metric in figures[arm]:
             figures[arm][metric] |= _bootstrapped(bootstrap, arm, metric=metric)
@@ -117,11 +123,23 @@ def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap
         values = {name: {m: found["values"] for m, found in figures[name].items()} for name in (arm, reference)}
         return {m: _difference(bootstrap, arm, reference, m, *(v[m] for v in values.values())) for m in values[arm]}
 
+    others = [arm for arm in arms if arm != BASELINE and _share_a_seed(results, arm, BASELINE)]
+    contrasts = [pair for pair in _contrasts(arms) if _share_a_seed(results, *pair)]
     return {
         "arms": figures,
-        "differences": {arm: differences(arm, BASELINE) for arm in arms if arm != BASELINE},
-        "contrasts": {f"{arm} - {other}": differences(arm, other) for arm, other in _contrasts(arms)},
+        "differences": {arm: differences(arm, BASELINE) for arm in others},
+        "contrasts": {f"{arm} - {other}": differences(arm, other) for arm, other in contrasts},
     }
+
+
+def _over(results: Results, arm: str) -> list[dict[str, Any] | None]:
+    """An arm's result of each seed, None where it diverged."""
+    return [of_seed.get(arm) for of_seed in results.values()]
+
+
+def _share_a_seed(results: Results, *arms: str) -> bool:
+    """Whether there is a seed that all of these arms finished."""
+    return any(of_seed.keys() >= {*arms} for of_seed in results.values())
 
 
 def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
@@ -129,86 +147,100 @@ def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
     return [("inmerge", "random-pairs")] if {"inmerge", "random-pairs"} <= set(arms) else []
 
 
-def _intervals(seeds: list[int], bootstrap: Bootstrap | None) -> dict[str, str | None]:
-    """What the intervals of a difference are, in words."""
-    level = f"{LEVEL:.0%}".replace("%", " %")
+def _seeds_in_words(seeds: int, some_diverged: bool) -> str | None:
+    """What a difference is taken over; None where that is one seed."""
+    if seeds == 1:
+        return None
+    return "the seeds that both arms finished" if some_diverged else f"{seeds} seeds"
+
+
+def _intervals(seeds: str | None, bootstrap: Bootstrap | None) -> dict[str, str | None]:
+    """What the intervals of a difference are, in words; `seeds` in words too, None: there is one."""
+    level = percent(LEVEL)
     cases = f"{bootstrap.units:,} test {bootstrap.unit}" if bootstrap else "the test cases"
     both = f"{level} interval over seeds and {cases} (Obuchowski and Rockette)"
-    over_seeds = f"{level} paired t interval over {len(seeds)} seeds: training noise, given this test set"
+    over_seeds = f"{level} paired t interval over {seeds}: training noise, given this test set"
     over_tests = (
         f"{level} bootstrap interval over {cases} ({RESAMPLES:,} resamples): test-set noise, given these models"
     )
-    several = len(seeds) > 1
     return {
-        "low, high": both if several and bootstrap else None,
-        "t_low, t_high": over_seeds if several else None,
+        "low, high": both if seeds and bootstrap else None,
+        "t_low, t_high": over_seeds if seeds else None,
         "bootstrap_low, bootstrap_high": over_tests if bootstrap else None,
     }
 
 
 def _verdicts(
     kept: dict[str, Any],
-    bootstrap: Bootstrap,
+    bootstrap: Bootstrap | None,
     rule: Rule,
     identical: Collection[tuple[str, str]],
     diverged: Mapping[str, Mapping[int, int]],
-    asked: set[int],
+    seeds: int,
 ) -> list[dict[str, Any]]:
     """The verdict on every arm against the baseline, and on the contrasts; `p_adjusted` is put beside each p."""
-    others = [arm for arm in kept["arms"] if arm != BASELINE]
-    lost = [arm for arm in diverged if arm not in kept["arms"]]
-    compared = [(arm, BASELINE, kept["differences"][arm]) for arm in others]
-    compared += [(arm, other, kept["contrasts"][f"{arm} - {other}"]) for arm, other in _contrasts(list(kept["arms"]))]
-    compared += [(arm, BASELINE, {}) for arm in lost]
-    adjusted = holm({arm: kept["differences"][arm][rule.metric]["p"] for arm in others})
+    arms = list(dict.fromkeys([*kept["arms"], *diverged]))
+    others = [arm for arm in arms if arm != BASELINE]
+    compared = [(arm, BASELINE, kept["differences"].get(arm)) for arm in others]
+    compared += [(arm, other, kept["contrasts"].get(f"{arm} - {other}")) for arm, other in _contrasts(arms)]
+    adjusted = holm(
+        {
+            arm: None if {arm, BASELINE} & diverged.keys() else differences[rule.metric]["p"]
+            for arm, reference, differences in compared
+            if reference == BASELINE
+        }
+    )
     found = []
     for arm, reference, differences in compared:
-        difference = differences.get(rule.metric, {"p": None})
-        difference["p_adjusted"] = adjusted.get(arm) if reference == BASELINE else difference["p"]
         question = Question(
             arm,
             reference,
             title_of(rule.metric),
-            bootstrap.units,
-            bootstrap.unit,
+            bootstrap.units if bootstrap else 0,
+            bootstrap.unit if bootstrap else "cases",
             METRICS[rule.metric].lower_is_better,
             rule.margin,
-            len(others) + len(lost),
+            len(others),
         )
         broken = {name: len(diverged[name]) for name in (arm, reference) if name in diverged}
+        difference = differences and difference_of(differences[rule.metric])
         if broken:
-            verdict = judge_diverged(question, broken, len(asked))
+            verdict = judge_diverged(question, broken, seeds, difference)
         else:
-            verdict = judge(question, difference_of(difference), (arm, reference) in identical)
+            verdict = judge(question, difference, (arm, reference) in identical)
+        if differences:
+            figures = differences[rule.metric]
+            figures["p_adjusted"] = adjusted[arm] if reference == BASELINE else None if broken else figures["p"]
         found.append({"arm": arm, "reference": reference, "metric": rule.metric, **asdict(verdict)})
     return found
 
 
 def difference_of(figures: dict[str, Any]) -> Difference:
     """A difference of summary.json as it was judged."""
-    values = figures["values"]
-    mean = None if None in values else figures["mean"]
-    return Difference(mean, len(values), *(figures[name] for name in _SPREAD))
+    seeds = sum(value is not None for value in figures["values"])
+    return Difference(figures["mean"], seeds or len(figures["values"]), *(figures[name] for name in _SPREAD))
 
 
 def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -> dict[str, dict[str, Any]]:
     """Per arm the figures of each class over seeds; an AUROC with its interval and its difference to the baseline's."""
-    stages = {arm: [result[arm]["per_class"] for result in results.values()] for arm in arms}
     figures: dict[str, dict[str, Any]] = {}
-    for arm, found in stages.items():
-        figures[arm] = {name: _over_seeds([result[name] for result in found]) for name in found[0]}
+    for arm in arms:
+        found = [result and result["per_class"] for result in _over(results, arm)]
+        classes = next(of_seed for of_seed in found if of_seed)
+        figures[arm] = {name: _over_seeds([of_seed and of_seed[name] for of_seed in found]) for name in classes}
+    for arm in arms:
         for name, metrics in figures[arm].items():
             auroc = metrics["auroc"]
             auroc |= _bootstrapped(bootstrap, arm, name=name)
-            if arm != BASELINE:
-                reference = [result[name]["auroc"] for result in stages[BASELINE]]
+            if arm != BASELINE and _share_a_seed(results, arm, BASELINE):
+                reference = figures[BASELINE][name]["auroc"]["values"]
                 auroc["difference"] = _difference(bootstrap, arm, BASELINE, "auroc", auroc["values"], reference, name)
     return figures
 
 
-def _over_seeds(scores: list[dict[str, float | None]]) -> dict[str, Any]:
-    """Per metric the mean, standard deviation and values of one score per seed."""
-    values = {metric: [score[metric] for score in scores] for metric in scores[0]}
+def _over_seeds(scores: list[Scores | None]) -> dict[str, Any]:
+    """Per metric the mean, standard deviation and values of one score per seed, None where there is none."""
+    values = {metric: [score and score[metric] for score in scores] for metric in next(filter(None, scores))}
     return {metric: {**_mean_and_std(v), "values": v} for metric, v in values.items()}
 
 
@@ -218,13 +250,13 @@ def _bootstrapped(
     reference: str | None = None,
     metric: str = "auroc",
     name: str | None = None,
-) -> dict[str, float | None]:
+) -> Scores:
     scored = bootstrap is not None and metric in bootstrap.figures
     low, high = bootstrap.interval(arm, reference, name, metric) if scored else (None, None)
     return {"bootstrap_low": low, "bootstrap_high": high}
 
 
-def _mean_and_std(values: list[float | None]) -> dict[str, float | None]:
+def _mean_and_std(values: list[float | None]) -> Scores:
     """Mean and standard deviation (n - 1) of the values that are defined."""
     defined = [value for value in values if value is not None]
     return {
@@ -250,9 +282,10 @@ def _difference(
     paired = [None if None in pair else pair[0] - pair[1] for pair in pairs]
     over_seeds = paired_t(paired)
     spread: dict[str, Any] = {"low": None, "high": None, "p": None, **dict.fromkeys(_SPREAD)}
-    if bootstrap and metric in bootstrap.figures and None not in paired:
-        errors = error_covariances(bootstrap.replicates((arm, reference), name, metric)) if len(paired) > 1 else None
-        found = compare(np.array(pairs).T, errors)
+    shared = [pair for pair in pairs if None not in pair]
+    if bootstrap and metric in bootstrap.figures and shared:
+        errors = error_covariances(bootstrap.replicates((arm, reference), name, metric)) if len(shared) > 1 else None
+        found = compare(np.array(shared).T, errors)
         low, high = found.interval(LEVEL)
         spread = {"low": low, "high": high, "p": found.p, **{key: getattr(found, key) for key in _SPREAD}}
     return {
@@ -269,8 +302,8 @@ def _difference(
 def _merges(results: Results, arm: str) -> dict[str, dict[str, int]]:
     """Pairs drawn and merged per layer, over all seeds."""
     totals: dict[str, dict[str, int]] = {}
-    for result in results.values():
-        for layer, counts in result[arm]["merges"].items():
+    for result in filter(None, _over(results, arm)):
+        for layer, counts in result["merges"].items():
             total = totals.setdefault(layer, {"drawn": 0, "merged": 0})
             for key, count in counts.items():
                 total[key] += count
@@ -279,12 +312,19 @@ def _merges(results: Results, arm: str) -> dict[str, dict[str, int]]:
 
 def left_out(summary: dict[str, Any]) -> list[str]:
     """The classes that the macro means don't hold, since all or none of the test cases have them."""
-    return [name for name, figures in summary["per_class"][BASELINE].items() if figures["auroc"]["mean"] is None]
+    of_an_arm: dict[str, Any] = next(iter(summary["per_class"].values()), {})
+    return [name for name, figures in of_an_arm.items() if figures["auroc"]["mean"] is None]
 
 
-def positive_class(summary: dict[str, Any]) -> str | None:
-    """The class of a binary task that AUPRC, F1 and ECE are of."""
-    return next(iter(summary["per_class"][BASELINE])) if summary["task"] == "binary" else None
+def metrics_of(summary: dict[str, Any]) -> list[str]:
+    """The metrics that the arms have, none where all of them diverged in every seed."""
+    return list(next(iter(summary["arms"].values()), {}))
+
+
+def metric_in_words(summary: dict[str, Any]) -> str:
+    """The primary metric, and of a binary task the class that is looked for."""
+    words = title_of(summary["rule"]["metric"])
+    return f"{words}, positive: {summary['positive']}" if summary["positive"] else words
 
 
 def total_merges(layers: dict[str, dict[str, int]]) -> dict[str, int]:

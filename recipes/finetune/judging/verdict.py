@@ -4,7 +4,7 @@ Equivalent is a claim about the margin; undecided is a claim about the experimen
 
 The outcomes, in this order:
 
-    diverged      training broke down in some seeds; the others are no fair sample of it
+    diverged      training broke down in some seeds; what the others show is told, and not judged
     not judged    fewer than FEWEST_SEEDS seeds, or a figure that the test set leaves undefined
     identical     the same weights in every seed
     equivalent    the interval at 1 - .10/k lies within the margin (two one-sided tests), even where it leaves 0 out
@@ -124,18 +124,27 @@ def judge(question: Question, difference: Difference, identical: bool = False) -
     )
 
 
-def judge_diverged(question: Question, diverged: dict[str, int], seeds: int) -> Verdict:
+def judge_diverged(
+    question: Question, diverged: dict[str, int], seeds: int, difference: Difference | None = None
+) -> Verdict:
     """The verdict on arms that broke down: what the surviving seeds say would flatter them.
 
     Args:
         diverged: in how many seeds, for the arm and the reference, where any.
+        seeds: of how many.
+        difference: in the seeds that both finished, if there are any.
     """
     broken = " and ".join(f"{name} diverged in {count} of {seeds} seeds" for name, count in diverged.items())
-    words = (
-        f"{broken}: {question.arm} is not judged against {question.reference} on {question.metric}, since the seeds "
-        "that survive are no fair sample"
-    )
-    return Verdict("diverged", words, question.margin, seeds)
+    words = f"{broken}: {question.arm} is not judged against {question.reference} on {question.metric}"
+    if difference is None:
+        return Verdict("diverged", f"{words}, since no seed is left that both finished", question.margin, 0)
+    words += ", since the seeds that survive are no fair sample"
+    mean, (low, high) = difference.mean, difference.interval(question.difference_level)
+    if low is not None:
+        words += f"; these alone: {_found(question, difference, question.difference_level)}"
+    elif mean is not None:
+        words += f"; the one that both finished: {number(mean, '{:+.4f}')}"
+    return Verdict("diverged", words, question.margin, difference.seeds, mean, low, high)
 
 
 def outcome_of(question: Question, difference: Difference, identical: bool = False) -> Outcome:

@@ -16,8 +16,8 @@ _FITS = {"squash": "squashed into", "pad": "padded with black to", "crop": "cut 
 
 
 def write_cards(run: FinishedRun) -> None:
-    for seed in run.seeds:
-        for arm in run.arms:
+    for arm in run.arms:
+        for seed in run.finished_seeds(arm):
             write_text(run.stage(seed, arm) / CARD, template("model_card.md.j2").render(_card(run, seed, arm)))
 
 
@@ -33,12 +33,13 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "run": run,
         "arm": arm,
         "seed": seed,
+        "seeds": len(run.finished_seeds(arm)),
         "weights": f"../fold_0/{arm}/{WEIGHTS}" if run.folds else WEIGHTS,
         "fixed_size": f", img_size={recorded['image_size']}" if recorded and config and config.fixed_input_size else "",
         "preparing": preparing_lines(recorded) if recorded else None,
         "prepared": _prepared_text(recorded) if recorded else None,
         **{name: [sum(values) / len(values)] if one and values else values for name, values in statistics.items()},
-        "thresholds": _thresholds_text(run, arm, place),
+        "thresholds": _thresholds_text(run, seed, arm),
         "epoch": epoch_text(run.summary["epochs"][arm][place]),
         "rates": _rates_text(run, seed, arm),
         "scores": [
@@ -76,8 +77,8 @@ def _prepared_text(recorded: dict[str, Any]) -> str:
     return f"{colours}{_FITS[recorded['fit']]} {side} x {side} pixels{middle}"
 
 
-def _thresholds_text(run: FinishedRun, arm: str, place: int) -> str:
-    val = run.validation[arm][place]
+def _thresholds_text(run: FinishedRun, seed: int, arm: str) -> str:
+    val = run.validation[arm][run.finished_seeds(arm).index(seed)]
     cuts = operating_points(run.task, val.labels, val.probabilities)
     found = [f"{run.task.classes[k]} from {cut:.4g}" for k, cut in cuts.items()]
     return f": {', '.join(found)}" if found else ", where there are any: here the likeliest class is called"

@@ -58,7 +58,7 @@ def localisation_section(
     if not found:
         return Section("Localisation", f"{counts} So there is nothing to score.")
     maps = {
-        arm: [_grad_cams(run.stage(seed, arm) / WEIGHTS, options, data, found) for seed in run.seeds]
+        arm: [_grad_cams(run.stage(seed, arm) / WEIGHTS, options, data, found) for seed in run.finished_seeds(arm)]
         for arm in run.arms
     }
     hits = {
@@ -180,8 +180,8 @@ def _method(data: ImageData, maps: dict[str, list[np.ndarray]]) -> str:
         "are cut at its border. The table has the share of hits, over several seeds as mean ± standard deviation; "
         "chance is the mean share of what is seen that lies in the boxes, which a random point would hit."
         + (f" Maps that are positive nowhere count as misses: {blank:,} of {len(every):,}." if blank else "")
-        + "\n\nThe pictures show the first image of each label by the arms of the first seed, each map on a scale of "
-        "its own from transparent to yellow. The cross is its maximum, the rectangle the box, p the predicted "
+        + "\n\nThe pictures show the first image of each label by the first seed that each arm finished, each map on a "
+        "scale of its own from transparent to yellow. The cross is its maximum, the rectangle the box, p the predicted "
         "probability."
     )
 

@@ -10,9 +10,9 @@ from ..data.images import ImageData
 from ..data.splits import SPLIT_FILE
 from ..data.twins import (
     LEAK_FILE,
-    NEAR_BITS,
     NEAR_FILE,
     describe_leaks,
+    describe_near,
     find_leaks,
     find_near_twins,
     leak_table,
@@ -63,14 +63,14 @@ def _kinds(own: OwnImages) -> str:
 
 
 def _counts(data: ImageData) -> list[str]:
-    """A table: images per class and split, and patients where they are known."""
+    """A table: images per class and split, or fold, and patients where they are known."""
     counts = list(data.counts.values())
     rows = {name: [found["labels"][name] for found in counts] for name in counts[0]["labels"]}
     rows |= {"images": [found["images"] for found in counts]}
     if data.train.patients is not None:
         rows |= {"patients": [found["patients"] for found in counts]}
     width = max(map(len, rows))
-    return [" ".join([" " * width, *(f"{part:>9}" for part in PARTS)])] + [
+    return [" ".join([" " * width, *(f"{part:>9}" for part in data.counts)])] + [
         " ".join([f"{name:<{width}}", *(f"{number:>9,}" for number in numbers)]) for name, numbers in rows.items()
     ]
 
@@ -92,12 +92,9 @@ def _leaks(own: OwnImages, data: ImageData) -> list[str]:
         lines += [f"{sentence}." for sentence in describe_leaks(data, leaks)]
         if any("test" in leak.parts for leak in leaks):
             lines.append(f"A trial refuses them in test without --drop-twins or --allow-twins; {LEAK_FILE} has all.")
-    if near:
-        write_csv(own.folder / NEAR_FILE, *near_table(data, near))
-        lines.append(
-            f"{len(near):,} pairs over the splits look alike ({NEAR_BITS} of 64 bits of imagehash's phash or fewer "
-            f"differ), which may mean nothing: look at those in {NEAR_FILE}."
-        )
+    if near.found:
+        write_csv(own.folder / NEAR_FILE, *near_table(data, near.nearest))
+        lines.append(f"{describe_near(near)}.")
     return lines or ["No image, and none that looks alike, lies in two splits."]
 
 

@@ -11,7 +11,7 @@ def own_sections(run: FinishedRun, options: Options, data: ImageData) -> list[Se
     """How the images were understood, and the subgroups where they are known."""
     description = run.description
     left_out = description["left_out"]
-    sentences = [*description["notices"], *description.get("leaks", [])]
+    sentences = list(description["notices"])
     sentences += [f"{len(left_out):,} images could not be used"] if left_out else []
     images = Section("The images", "\n\n".join(f"{sentence}." for sentence in sentences))
     return [images, *([subgroup_section(run, data)] if data.test.subgroups else [])]

@@ -12,15 +12,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..files import GENERATOR, check_written_here, write_text
-from ..judging.metrics import title_of
-from ..judging.summary import total_merges
+from ..judging.summary import metric_in_words, total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import PLOTS, REPORT
 from ..runs.sections import Section
 from .cards import write_cards
+from .checklist import checklist_section
 from .rendering import template
 from .style import (
+    NO_DIFFERENCE,
     difference_legend,
     difference_rows,
     interval_text,
@@ -38,7 +39,7 @@ def write_report(run: FinishedRun) -> Path:
     """Write plots/, report.html, report.md and a model card per arm; the path of report.html."""
     added = run.sections  # read first: a stranger's may name what it should not
     found = [section(run) for section in SECTIONS]
-    sections = [*(section for section in found if section), *added, settings_section(run)]
+    sections = [*(section for section in found if section), *added, settings_section(run), checklist_section(run)]
     _write(run.folder / REPORT, f"{run.name}: does merging help here?", sections)
     write_cards(run)
     return run.folder / REPORT
@@ -76,14 +77,15 @@ def _picture(path: Path) -> str:
 def _difference_rows_of(run: FinishedRun) -> list[list[str | None]]:
     rows = []
     for found in _to_baseline(run):
-        difference = judged_difference(run.summary, found)
+        difference = judged_difference(run.summary, found) or NO_DIFFERENCE
         layers = run.summary["merges"].get(found["arm"])
+        baseline = run.summary["arms"].get(BASELINE)
         rows.append(
             [
                 run.name,
                 found["arm"],
-                title_of(found["metric"]),
-                mean_text(run.summary["arms"][BASELINE][found["metric"]]),
+                metric_in_words(run.summary),
+                baseline and mean_text(baseline[found["metric"]]),
                 interval_text(difference["mean"], (difference["low"], difference["high"])),
                 range_text(difference["t_low"], difference["t_high"]),
                 range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
@@ -100,7 +102,7 @@ def _to_baseline(run: FinishedRun) -> list[dict[str, Any]]:
 
 def _differences_of_runs(runs: Sequence[FinishedRun]) -> Figure:
     rows = [
-        (f"{label}\n{found['arm']}", judged_difference(run.summary, found))
+        (f"{label}\n{found['arm']}", judged_difference(run.summary, found) or NO_DIFFERENCE)
         for label, run in zip(_labels(runs), runs, strict=True)
         for found in _to_baseline(run)
     ]

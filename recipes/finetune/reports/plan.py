@@ -13,6 +13,8 @@ def plan_text(run: FinishedRun, margin: float | None = None) -> str:
     """The seeds that each arm of the run needs for a margin, by default the run's own, in its primary metric."""
     rule, arms = run.summary["rule"], run.other_arms
     margin = rule["margin"] if margin is None else margin
+    if not arms:
+        raise InputError(f"the run in {run.folder} sets no arm against the baseline: give one that does, as its pilot")
     rows = [["arm", "to find a difference", "to find equivalence", "smallest difference found by this run"]]
     for arm in arms:
         difference = difference_of(run.summary["differences"][arm][rule["metric"]])

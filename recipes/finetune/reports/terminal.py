@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from ..judging.formatting import epoch_text, number
+from ..judging.formatting import number, percent
 from ..judging.metrics import METRICS
-from ..judging.summary import left_out, positive_class, total_merges
+from ..judging.summary import left_out, metrics_of, total_merges
 from ..options import BASELINE
-from .verdicts import judged_difference, looks_text, margin_text, noise_text, power_text
+from .verdicts import epochs_text, judged_difference, looks_text, margin_text, noise_text, power_text
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -16,18 +16,20 @@ def table(summary: dict[str, Any]) -> str:
     """
     primary = summary["rule"]["metric"]
     aside = {name for name, metric in METRICS.items() if metric.aside and name != primary}
-    metrics = [name for name in summary["arms"][BASELINE] if name not in aside]
+    metrics = [name for name in metrics_of(summary) if name not in aside]
+    if not metrics:
+        return "\n".join(["No arm came to an end in any seed.", "", *_verdict_lines(summary)])
     seeds = len(summary["seeds"])
     rows = [["arm", "epoch", *metrics]]
     for figures, name in ((summary, "best"), (summary["last"], "last")):
         for arm, scores in figures["arms"].items():
-            epoch = f"best ({', '.join(map(epoch_text, summary['epochs'][arm]))})" if name == "best" else name
+            epoch = f"best ({epochs_text(summary, arm)})" if name == "best" else name
             rows.append([arm, epoch, *(_mean_text(scores[metric]) for metric in metrics)])
         for arm, differences in figures["differences"].items():
             cells = (_number_text(differences[metric]["mean"], "{:+.4f}") for metric in metrics)
             rows.append([f"{arm} - {BASELINE}", name, *cells])
     heading = f"Test figures over {seeds} seeds, mean ± standard deviation" if seeds > 1 else "Test figures, one seed"
-    if positive := positive_class(summary):
+    if positive := summary["positive"]:
         heading += f"; AUPRC, F1 and ECE are of the positive class, {positive}"
     merges = [_merge_lines(arm, layers) for arm, layers in summary["merges"].items()]
     names = left_out(summary)
@@ -40,9 +42,8 @@ def _verdict_lines(summary: dict[str, Any]) -> list[str]:
     lines = []
     for found in summary["verdicts"]:
         lines.append(found["sentence"])
-        if found["outcome"] == "diverged":
-            continue
-        below = noise_text(judged_difference(summary, found), summary["unit"]), power_text(found)
+        difference = judged_difference(summary, found)
+        below = difference and noise_text(difference, summary["unit"]), power_text(found)
         lines += [f"  {text}" for text in below if text]
     notes = margin_text(summary), looks_text(summary)
     return [*lines, *(note for note in notes if note and lines)]
@@ -60,7 +61,7 @@ def _number_text(value: float | None, form: str) -> str:
 def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
     rows = [["layer", "drawn", "merged", "share"]]
     for layer, count in [*merges.items(), ("all", total_merges(merges))]:
-        share = f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else "-"
+        share = percent(count["merged"] / count["drawn"], 2) if count["drawn"] else "-"
         rows.append([layer, str(count["drawn"]), str(count["merged"]), share])
     return f"\nKernels merged by {arm}\n{aligned(rows)}"
 

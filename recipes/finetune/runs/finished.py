@@ -1,25 +1,42 @@
 """A run whose arms are all finished, as its folder tells it, for those who judge it and report on it."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from ..data.tasks import Predictions, Task
 from ..errors import InputError
-from ..files import check_links, read_json, read_yaml
+from ..files import check_links, read_json
 from ..judging.intervals import Bootstrap, bootstrap
 from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
-from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
-from .layout import CONFIG, CURVES, DATA, FOLDS, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from ..options import MARGIN, MARGIN_CHOSEN
+from .config import read_config
+from .layout import (
+    CONFIG,
+    CURVES,
+    DATA,
+    FOLDS,
+    MERGES,
+    RESULT,
+    ROBUSTNESS,
+    SUMMARY,
+    VERSIONS,
+    WEIGHTS,
+    stage_folder,
+)
 from .looks import read_looks
 from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
 from .summaries import read_summary
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -37,7 +54,7 @@ class FinishedRun:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        return read_yaml(self.folder / CONFIG)
+        return read_config(self.folder)
 
     @cached_property
     def versions(self) -> dict[str, Any]:
@@ -84,32 +101,22 @@ class FinishedRun:
                 found.setdefault(arm, {})[seed] = result["diverged"]
         return found
 
-    @cached_property
-    def _scored(self) -> tuple[list[int], list[str]]:
-        """The seeds in which all of the arms came to an end, without the arms that would leave no such seed."""
-        arms = list(self.asked_arms)
-        while True:
-            broken = {seed for arm in arms for seed in self.diverged.get(arm, ())}
-            seeds = [seed for seed in self.asked_seeds if seed not in broken]
-            others = [arm for arm in arms if arm in self.diverged and arm != BASELINE]
-            if seeds:
-                return seeds, arms
-            if not others:
-                raise InputError(
-                    f"the {BASELINE} of the run in {self.folder} diverged in all seeds, so that there is nothing to "
-                    "compare with: choose a smaller learning rate and another --output"
-                )
-            arms.remove(max(others, key=lambda arm: len(self.diverged[arm])))
-
     @property
     def seeds(self) -> list[int]:
-        """Those that are scored: all, unless an arm diverged."""
-        return self._scored[0]
+        return self.asked_seeds
 
-    @property
+    @cached_property
     def arms(self) -> list[str]:
-        """Those that are scored: all, unless one diverged in every seed."""
-        return self._scored[1]
+        """Those that are scored: all but those that diverged in every seed."""
+        return [arm for arm in self.asked_arms if self.finished_seeds(arm)]
+
+    def finished_seeds(self, stage: str) -> list[int]:
+        """Those in which a stage, "backbone" or an arm, came to an end instead of diverging."""
+        return [seed for seed in self.seeds if not self._diverged_in(seed, stage)]
+
+    def _diverged_in(self, seed: int, stage: str) -> bool:
+        result = self.stage(seed, stage) / RESULT
+        return result.exists() and "diverged" in read_json(result)  # a backbone that folds are joined in has none
 
     @property
     def asked_seeds(self) -> list[int]:
@@ -133,7 +140,8 @@ class FinishedRun:
 
     @property
     def other_arms(self) -> list[str]:
-        return [arm for arm in self.arms if arm != BASELINE]
+        """Those that are set against the baseline: that finished a seed which it finished as well."""
+        return list(self.summary["differences"])
 
     @property
     def merging_arms(self) -> list[str]:
@@ -141,14 +149,19 @@ class FinishedRun:
 
     @property
     def sections(self) -> list[Section]:
-        """What the recipe added to the report."""
-        return read_sections(self.folder)
+        """What the recipe added to the report, and robustness.py after it."""
+        return [*read_sections(self.folder), *read_sections(self.folder, ROBUSTNESS)]
 
     def stage(self, seed: int, name: str) -> Path:
         return stage_folder(self.folder, seed, name)
 
+    def weights(self, seed: int, arm: str) -> list[Path]:
+        """The kept models of an arm: one, or in cross-validation one of each fold."""
+        folds = [None] if self.folds is None else range(self.folds)
+        return [stage_folder(self.folder, seed, arm, fold) / WEIGHTS for fold in folds]
+
     def curves(self, stage: str) -> pd.DataFrame:
-        """metrics.csv of a stage, "backbone" or an arm, a row per seed and epoch."""
+        """metrics.csv of a stage, "backbone" or an arm, a row per seed that it finished and epoch."""
         return self._tables(stage, CURVES)
 
     def merges(self, arm: str) -> pd.DataFrame:
@@ -157,7 +170,7 @@ class FinishedRun:
 
     @cached_property
     def predictions(self) -> dict[str, list[Predictions]]:
-        """Per arm those on test by the kept weights of each seed, in the order of the seeds."""
+        """Per arm those on test by the kept weights of each seed that it finished, in the order of the seeds."""
         return self._predictions("test")
 
     @cached_property
@@ -165,38 +178,51 @@ class FinishedRun:
         """The same on validation."""
         return self._predictions("val")
 
-    @cached_property
-    def results(self) -> Results:
-        """Per seed and arm the result of the stage, with the figures of its kept epoch scored anew."""
+    def each_seed(self, found: Mapping[str, Sequence[Found]]) -> dict[str, list[Found | None]]:
+        """Per arm what was found of each seed, from what was found of those that it finished; None for the others."""
+        places = {arm: {seed: place for place, seed in enumerate(self.finished_seeds(arm))} for arm in found}
         return {
-            seed: {
-                arm: scored_anew(
-                    self.task,
-                    read_whole_result(self.stage(seed, arm)),
-                    self.validation[arm][place],
-                    self.predictions[arm][place],
-                )
-                for arm in self.arms
-            }
-            for place, seed in enumerate(self.seeds)
+            arm: [of_arm[places[arm][seed]] if seed in places[arm] else None for seed in self.seeds]
+            for arm, of_arm in found.items()
         }
 
     @cached_property
-    def resampled_test(self) -> Bootstrap:
-        """The bootstrap over the test set."""
-        test = self.predictions[BASELINE][0]
+    def results(self) -> Results:
+        """Per seed and arm that finished it the result of the stage, with the figures of its kept epoch scored anew."""
+        results: Results = {seed: {} for seed in self.seeds}
+        for arm in self.arms:
+            found = zip(self.finished_seeds(arm), self.validation[arm], self.predictions[arm], strict=True)
+            for seed, val, test in found:
+                results[seed][arm] = scored_anew(self.task, read_whole_result(self.stage(seed, arm)), val, test)
+        return results
+
+    @cached_property
+    def resampled_test(self) -> Bootstrap | None:
+        """The bootstrap over the test set; None where no arm has predicted it."""
+        if not self.arms:
+            return None
+        test = self.predictions[self.arms[0]][0]
         probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in self.predictions.items()}
         thresholds = {
             arm: [choose_thresholds(self.task, found.labels, found.probabilities) for found in seeds]
             for arm, seeds in self.validation.items()
         }
-        return bootstrap(self.task, test.labels, probabilities, test.patients, thresholds=thresholds)
+        return bootstrap(
+            self.task,
+            test.labels,
+            self.each_seed(probabilities),
+            test.patients,
+            thresholds=self.each_seed(thresholds),
+        )
 
     @cached_property
     def identical(self) -> set[tuple[str, str]]:
         """Pairs of arms whose weights are equal to the bit in every seed."""
         of_stage = FOLDS if self.folds else WEIGHTS
-        weights = {arm: [self.results[seed][arm]["files"][of_stage] for seed in self.seeds] for arm in self.arms}
+        weights = {
+            arm: [found.get(arm) and found[arm]["files"][of_stage] for found in self.results.values()]
+            for arm in self.arms
+        }
         return {pair for pair in permutations(self.arms, 2) if weights[pair[0]] == weights[pair[1]]}
 
     @cached_property
@@ -215,10 +241,23 @@ class FinishedRun:
         )
 
     def _predictions(self, part: str) -> dict[str, list[Predictions]]:
-        return {arm: [read_predictions(self.stage(seed, arm), part) for seed in self.seeds] for arm in self.arms}
+        """Of all arms and the seeds that each finished, on the same cases, as pairs are compared."""
+        found = {
+            arm: [read_predictions(self.stage(seed, arm), part) for seed in self.finished_seeds(arm)]
+            for arm in self.arms
+        }
+        for arm, of_arm in found.items():
+            first = found[self.arms[0]][0]
+            for seed, own in zip(self.finished_seeds(arm), of_arm, strict=True):
+                if own.cases != first.cases or not np.array_equal(own.labels, first.labels):
+                    raise InputError(
+                        f"{self.stage(seed, arm)} is damaged: its predictions of {part} are not on the cases of the "
+                        "others"
+                    )
+        return found
 
     def _tables(self, stage: str, file: str) -> pd.DataFrame:
-        tables = {seed: pd.read_csv(self.stage(seed, stage) / file) for seed in self.seeds}
+        tables = {seed: pd.read_csv(self.stage(seed, stage) / file) for seed in self.finished_seeds(stage)}
         return pd.concat(tables, names=["seed"]).reset_index("seed")
 
     def _json(self, name: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -113,6 +114,9 @@ def _take(path: Path) -> int:
             if not _is_same_file(descriptor, path):  # its holder has just ended, and removed it
                 os.close(descriptor)
                 continue
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # of a stranger's folder
+                raise InputError(f"{path} is no file, or another file's hard link: take it away")
             holder = _read(descriptor)
             if holder and not (carried and holder.host == socket.gethostname()):
                 _watch(path, holder)
@@ -131,7 +135,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _refusal(path, _read(descriptor)) from None
+        raise _refusal(path, _read_soon(descriptor)) from None
     except OSError as error:
         if error.errno in _WITHOUT_LOCKS:
             return False
@@ -167,8 +171,18 @@ def _refusal(path: Path, holder: Holder | None) -> RunHeld:
 def _read(descriptor: int) -> Holder | None:
     try:
         return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):  # not written yet, or not by this module
+    except (ValueError, TypeError, RecursionError):  # not written yet, or not by this module
         return None
+
+
+def _read_soon(descriptor: int) -> Holder | None:
+    """The holder, whose name follows the system's lock after a moment."""
+    for _ in range(100):
+        holder = _read(descriptor)
+        if holder:
+            return holder
+        time.sleep(0.01)
+    return None
 
 
 @contextmanager

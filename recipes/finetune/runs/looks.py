@@ -1,19 +1,18 @@
 """looks.json: what a run was judged on each time that it was, as seeds and arms were added to it."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..files import read_json, write_json
 from .layout import LOOKS
 
 
 def read_looks(run: Path) -> list[dict[str, Any]]:
     """The looks so far, the first one first: {"seeds", "arms", "versions", "date"} of each."""
     path = run / LOOKS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return read_json(path, list) if path.exists() else []
 
 
 def record_look(run: Path, seeds: Sequence[int], arms: Sequence[str], versions: dict[str, str]) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 
 from ..data.images import ImageData
 from ..errors import InputError
-from ..files import PARTIAL, check_links, read_json, read_yaml, sha256_of, write_csv, write_json, write_new
+from ..files import PARTIAL, check_links, read_json, sha256_of, write_csv, write_json
 from ..options import MARGIN_CHOSEN, Options, as_plain
+from .config import read_config, write_config
 from .layout import CONFIG, DATA, LOCK, VERSIONS
 from .looks import read_looks
 
@@ -43,6 +43,7 @@ _MAY_DIFFER |= {
     "allow_other_versions",
 }
 _MAY_DIFFER |= {MARGIN_CHOSEN}
+_MAY_DIFFER |= {"engine", "ray_address", "cpus_per_task", "gpus_per_task"}  # threads are compared by themselves
 _MAY_GROW = ("seeds", "arms")
 
 
@@ -56,7 +57,7 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
     check_links(run)
     if not (run / VERSIONS).exists() and any(run.glob("seed_*")):
         raise InputError(f"{run} has lost its {VERSIONS}: put it back, or choose another --output")
-    begun, now = read_yaml(run / CONFIG), as_plain(options)
+    begun, now = read_config(run), as_plain(options)
     differing = {key for key in begun.keys() | now.keys() if begun.get(key) != now.get(key)} - _MAY_DIFFER
     differing -= {key for key in _MAY_GROW if set(begun.get(key, [])) <= set(now[key])}
     differing -= {
@@ -152,8 +153,8 @@ def write_settings(
     Args:
         model: which weights it is begun with, as far as that is known.
     """
-    if not (run / CONFIG).exists():  # the first of all: by it this run, and no other, has the folder
-        write_new(run / CONFIG, yaml.safe_dump(as_plain(options), sort_keys=False).encode())
+    if not (run / CONFIG).exists():  # the first of all
+        write_config(run, options)
     task: dict[str, Any] = {"name": data.name, "task": data.task.kind, "classes": list(data.task.classes)}
     if data.task.kind == "binary":
         task["positive"] = data.task.positive

@@ -5,17 +5,19 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import read_json, write_csv, write_json
-from ..options import BASELINE
+from ..judging.summary import metrics_of
 from .layout import SUMMARY, SUMMARY_TABLE
 
 
 def write_summary(run: Path, summary: dict[str, Any]) -> None:
-    """summary.csv, a row per arm, seed and epoch scored; then summary.json, which marks the run as finished."""
+    """summary.csv, a row per arm, finished seed and scored epoch; then summary.json, by which the run is finished."""
     rows = []
-    metrics = list(summary["arms"][BASELINE])
+    metrics = metrics_of(summary)
     for epoch, figures in (("best", summary), ("last", summary["last"])):
         for arm, scores in figures["arms"].items():
             for k, seed in enumerate(summary["seeds"]):
+                if summary["epochs"][arm][k] is None:
+                    continue  # it diverged
                 rows.append([arm, seed, epoch, *(scores[metric]["values"][k] for metric in metrics)])
     write_csv(run / SUMMARY_TABLE, ["arm", "seed", "epoch", *metrics], rows)
     write_json(run / SUMMARY, summary)

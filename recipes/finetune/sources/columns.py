@@ -169,12 +169,20 @@ def _labels(table: Table, columns: list[str]) -> Labels:
     cells = table.columns[columns[0]]
     if not any(isinstance(cell, tuple) or _SEPARATORS.search(cell) for cell in cells):
         return [(cell,) for cell in filled_cells(table, columns[0])], False, None, []
+    for row, cell in enumerate(cells):
+        if isinstance(cell, tuple) and "" in cell:
+            raise InputError(
+                f"{table.place(row)}: the column {columns[0]} has a null or an empty name among its labels: expected "
+                "an empty list where nothing was found"
+            )
     labels = [cell if isinstance(cell, tuple) else tuple(map(str.strip, _SEPARATORS.split(cell))) for cell in cells]
     alone = {names[0] for names in labels if len(names) == 1} - {
         name for names in labels if len(names) > 1 for name in names
     }
     nothing = {name for name in alone if says_nothing(name)}
     notices = [f"{', '.join(map(repr, sorted(nothing)))} is taken for no label"] if nothing else []
+    if "" in cells:
+        notices.append(f"{cells.count(''):,} rows whose {columns[0]} is empty are taken for images without any label")
     return [tuple(name for name in names if name and name not in nothing) for names in labels], True, None, notices
 
 

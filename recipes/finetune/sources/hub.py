@@ -46,7 +46,8 @@ class HubImages:
 
 def _is_in_cache(path: str) -> bool:
     """Whether a file lies where the hub's client keeps what it has loaded."""
-    caches = (datasets.config.HF_CACHE_HOME, datasets.config.HF_DATASETS_CACHE, HF_HUB_CACHE)
+    config = datasets.config
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
     return any(os.path.realpath(path).startswith(os.path.join(os.path.realpath(cache), "")) for cache in caches)
 
 
@@ -87,7 +88,7 @@ def read_hub(name: str, revision: str, columns: Columns) -> Listing:
             "hold images: name one of images by --image-column"
         )
     data = data.cast_column(image, datasets.Image(decode=False))
-    texts = {column: _cells(data, column) for column in data.column_names if column not in pictures}
+    texts = {column: _cells(data, column, f"--hub {name}") for column in data.column_names if column not in pictures}
     table = Table(f"--hub {name}", {image: [], **{column: cells for column, cells in texts.items() if cells}})
     understood = understand(table, Columns(image, columns.labels, columns.patient, columns.split, columns.subgroups))
     given = [parts[split] for split, rows in splits.items() for _ in range(len(rows))]
@@ -152,8 +153,11 @@ def files_by_part(files: Iterable[str]) -> dict[str, list[str]] | None:
     return {part: [f"{top}/**" for top in sorted(tops) if parts.get(top) == part] for part in set(parts.values())}
 
 
-def _cells(data: datasets.Dataset, column: str) -> list[Cell]:
-    """A column as text, or of lists as tuples of text; nothing for columns of another kind."""
+def _cells(data: datasets.Dataset, column: str, name: str) -> list[Cell]:
+    """A column as text, or of lists as tuples of text; nothing for columns of another kind.
+
+    A null is an empty text, and in place of a list a tuple of it, which an empty list isn't.
+    """
     feature = data.features[column]
     inner = feature.feature if isinstance(feature, datasets.List) else feature
     if not isinstance(inner, datasets.ClassLabel | datasets.Value):
@@ -162,9 +166,14 @@ def _cells(data: datasets.Dataset, column: str) -> list[Cell]:
     def as_text(value: Any) -> str:
         return "" if value is None else inner.int2str(value) if isinstance(inner, datasets.ClassLabel) else str(value)
 
-    if inner is feature:
-        return [as_text(value) for value in data[column]]
-    return [tuple(as_text(value) for value in values or ()) for values in data[column]]
+    try:
+        if inner is feature:
+            return [as_text(value) for value in data[column]]
+        return [("",) if values is None else tuple(map(as_text, values)) for values in data[column]]
+    except ValueError as error:  # a number beyond the names, as -1 for what nobody has labelled
+        raise InputError(
+            f"{name}: the column {column} has values without a name ({first_line(error)}): leave out those rows"
+        ) from error
 
 
 def _classes(data: datasets.Dataset, understood: Understood) -> tuple[str, ...] | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.catalogue import LEFT_OUT, PARTS, Catalogue
+from ..data.catalogue import LEFT_OUT, Catalogue
 from ..data.folds import FEWEST, check_fold_classes, check_fold_numbers, cross_validated
 from ..data.images import ImageData
 from ..data.opening import PERCENTILES, Window, parse_window
@@ -17,6 +17,7 @@ from ..data.splits import (
     SPLIT_FILE,
     check_classes,
     fold_numbers,
+    given_split,
     hold_out_stratified,
     read_split,
     split_table,
@@ -210,14 +211,9 @@ def _with_headers(catalogue: Catalogue, images: PreparedImages) -> Catalogue:
 def _split(catalogue: Catalogue, images: PreparedImages, options: OwnImagesOptions) -> tuple[Catalogue, list[str]]:
     """Take the split of the file, or hold out of the training images the parts that the images come without."""
     if options.split_file is not None:
-        split = read_split(options.split_file, catalogue, SPLIT)
-        unknown = set(split) - {*PARTS, LEFT_OUT}
-        if unknown:
-            raise InputError(
-                f"--split-file {options.split_file} has the split {min(unknown)!r}: expected {', '.join(PARTS)}"
-            )
-        split[list(images.absent())] = LEFT_OUT
-        return replace(catalogue, split=split), [f"The split is that of {options.split_file}"]
+        given = given_split(options.split_file, catalogue)
+        given.split[list(images.absent())] = LEFT_OUT
+        return given, [f"The split is that of {options.split_file}"]
     lacking = [part for part in ("test", "val") if not len(catalogue.rows(part))]
     if not lacking:
         return catalogue, []

@@ -77,6 +77,9 @@ class ChestXrayOptions(PreparedOptions):
 
     val_fraction: float = 0.125
     """Share of the patients of the official training list that are held out for validation."""
+    split_file: Path | None = None
+    """A CSV of one's own folds in place of the official lists: with the columns case and split, as imagefolder.py's
+    split.csv, or Image Index and fold, as nih_labels.csv of jrzech/reproduce-chexnet; each row train, val or test."""
     hflip: float = 0.5
     """Probability of a horizontal flip of a training image."""
 

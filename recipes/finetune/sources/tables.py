@@ -1,6 +1,7 @@
 """A table of images on disk: CSV, TSV or parquet."""
 
 import os
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from .folders import FoundFile, find_image_files, stamp_of
 from .listing import Listing
 
 _DELIMITERS = ",;\t"
+_MOST_COLUMNS = 10_000  # which take seconds to read
 
 
 def read_table(path: Path, folder: Path, columns: Columns, allow_outside: bool) -> Listing:
@@ -51,15 +53,22 @@ def _read(path: Path) -> dict[str, list[str]]:
             raise ValueError("it is no file, or not there")
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
+            lists = [name for name in table.columns if table[name].map(pd.api.types.is_list_like).any()]
+            if lists:
+                raise ValueError(f"its column {lists[0]} has lists; --hub reads those")
             table = table.astype(object).where(table.notna(), "").astype(str)
         else:
             with path.open(encoding="utf-8-sig") as file:
                 header = file.readline()
             delimiter = max(_DELIMITERS, key=header.count)
-            table = pd.read_csv(
-                path, sep=delimiter, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
-            )
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+            if header.count(delimiter) >= _MOST_COLUMNS:
+                raise ValueError(f"it has {header.count(delimiter) + 1:,} columns, more than {_MOST_COLUMNS:,}")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # of rows longer than the header, cut short
+                table = pd.read_csv(
+                    path, sep=delimiter, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8-sig"
+                )
+    except (OSError, ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as error:
         raise InputError(
             f"--csv {path} can't be read as a table ({first_line(error)}): give a CSV or TSV file in UTF-8 "
             "with a header, or parquet"

@@ -1,5 +1,7 @@
 """The optimizer and the schedule of a stage, from timm's factories."""
 
+from collections.abc import Sequence
+
 import timm.optim
 import torch
 from timm.scheduler import create_scheduler_v2
@@ -9,6 +11,8 @@ from torch.optim import Optimizer
 
 from ..errors import InputError, near_names
 from ..options import Options
+
+_PLATEAU_RATE = 0.1  # what the learning rate is multiplied by, as at a milestone
 
 
 def create_optimizer(options: Options, model: nn.Module, lr: float) -> Optimizer:
@@ -32,16 +36,40 @@ def create_optimizer(options: Options, model: nn.Module, lr: float) -> Optimizer
 def create_schedule(options: Options, optimizer: Optimizer, stage: str, epochs: int) -> Scheduler:
     """The schedule over the epochs of one stage; the arms start from trained weights and have no warm-up.
 
-    All of these depend on the number of the epoch alone, so that a resumed run needs no state of theirs.
+    All of these depend on the number of the epoch alone, so that a resumed run needs no state of theirs; plateau is
+    constant here, see follow_plateau.
     """
     schedule, _ = create_scheduler_v2(
         optimizer,
-        options.sched,
+        "constant" if options.sched == "plateau" else options.sched,
         num_epochs=max(epochs, 1),
         decay_milestones=[epoch + 1 for epoch in sorted(options.decay_milestones)],  # timm decays one epoch early
         warmup_epochs=options.warmup_epochs if stage == "backbone" else 0,
     )
     return schedule
+
+
+def follow_plateau(optimizer: Optimizer, losses: Sequence[float], patience: int) -> None:
+    """Set the learning rate of the next epoch by the validation losses so far; where it has just fallen, start afresh.
+
+    A function of the losses alone, so that a resumed run needs no state of it.
+    """
+    falls = _falls(losses, patience)
+    for group in optimizer.param_groups:
+        group["lr"] *= _PLATEAU_RATE**falls
+    if falls > _falls(losses[:-1], patience):
+        optimizer.state.clear()
+
+
+def _falls(losses: Sequence[float], patience: int) -> int:
+    """How often the rate fell: after each epoch with a higher loss than the best, if that is `patience` epochs old."""
+    best, best_epoch, falls = float("inf"), 0, 0
+    for epoch, loss in enumerate(losses):
+        if loss < best:
+            best, best_epoch = loss, epoch
+        elif loss > best and epoch - best_epoch >= patience:
+            falls += 1
+    return falls
 
 
 def last_rate(options: Options) -> float:

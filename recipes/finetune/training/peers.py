@@ -26,49 +26,83 @@ def watched_peers() -> Iterator[None]:
     if processes == 1 or "MASTER_ADDR" not in os.environ:
         yield
         return
-    # A connection of its own: the process group's waits for the others with its lock held.
-    store = dist.TCPStore(
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=SILENCE),
-    )
+    store = _store()
     ended = threading.Event()
-    arguments = (store, int(os.environ["RANK"]), processes, ended)
-    thread = threading.Thread(target=_watch, args=arguments, daemon=True)
-    thread.start()
+    seen = [time.monotonic()] * processes
+    rank = int(os.environ["RANK"])
+    # Two threads, as the store may be that of a process that is stopped, and then doesn't answer.
+    for work, arguments in ((_exchange, (store, rank, seen, ended)), (_watch, (rank, seen, ended))):
+        threading.Thread(target=work, args=arguments, daemon=True).start()
     try:
         yield
     finally:
         ended.set()
 
 
-def _watch(store: dist.TCPStore, rank: int, processes: int, ended: threading.Event) -> None:
-    counts = [0] * processes
+def _store() -> dist.TCPStore:
+    """The launch's, by a connection of its own: the process group's waits for the others with its lock held."""
+    return dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=SILENCE),
+    )
+
+
+def failed_alike(what: str, sentence: str) -> bool:
+    """Whether the other processes of the launch tell of the same failure, within SILENCE; True where there are none.
+
+    Then all of them can go on. Else the others wait for this one in an exchange, which can't be interrupted.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes == 1 or "MASTER_ADDR" not in os.environ:
+        return True
+    key = f"inmerge_optim/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{what}"
+    try:
+        store = _store()
+        store.set(f"{key}/{os.environ['RANK']}", sentence)
+        keys = [f"{key}/{rank}" for rank in range(processes)]
+        store.wait(keys, timedelta(seconds=SILENCE))
+        return {store.get(name).decode() for name in keys} == {sentence}
+    except RuntimeError:  # some have told of nothing in time
+        return False
+
+
+def _exchange(store: dist.TCPStore, rank: int, seen: list[float], ended: threading.Event) -> None:
+    """Count up this process's number, and note when each process's number was last seen to have grown."""
+    counts = [0] * len(seen)
+    while not ended.wait(BEAT):
+        with suppress(RuntimeError):  # the store ends with the process that holds it
+            for other in range(len(seen)):
+                count = store.add(f"inmerge_optim/alive/{other}", int(other == rank))
+                if count != counts[other]:
+                    counts[other], seen[other] = count, time.monotonic()
+
+
+def _watch(rank: int, seen: list[float], ended: threading.Event) -> None:
+    """End this process when one was not seen for SILENCE; the first of those that are left says so."""
+    processes = len(seen)
     now = time.monotonic()
-    seen = [now] * processes
     while not ended.wait(BEAT):
         before, now = now, time.monotonic()
         if now - before > SILENCE / 2:  # it was this process that was stopped, or its machine asleep
-            seen = [now] * processes
-        with suppress(RuntimeError):  # the store ends with the process that holds it
-            for other in range(processes):
-                count = store.add(f"inmerge_optim/alive/{other}", int(other == rank))
-                if count != counts[other]:
-                    counts[other], seen[other] = count, now
+            seen[:] = [now] * processes
         silent = [other for other in range(processes) if now - seen[other] > SILENCE]
-        if silent and not ended.is_set():
-            if rank == min(set(range(processes)) - set(silent), default=rank):
-                names = " and ".join(map(str, silent))
-                print(
-                    f"error: process {names} of {processes} gave no sign of life for {SILENCE:.0f} s, as one that is "
-                    "stopped or out of reach; all processes end, and the run folder keeps all up to the last whole "
-                    "epoch: give the same command again with --resume",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            os._exit(2)
+        if not silent or ended.is_set():
+            continue
+        names = f"process {' and '.join(map(str, silent))} of {processes}"
+        if rank in silent:  # its own number doesn't grow either
+            names = "the launcher, or whichever process holds the launch's store,"
+        if rank in silent or rank == min(set(range(processes)) - set(silent)):
+            print(
+                f"error: {names} gave no sign of life for {SILENCE:.0f} s, as one that is stopped or out of reach; all "
+                "processes end, and the run folder keeps all up to the last whole epoch: give the same command again "
+                "with --resume",
+                file=sys.stderr,
+                flush=True,
+            )
+        os._exit(2)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

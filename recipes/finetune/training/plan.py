@@ -1,12 +1,14 @@
 """The stages of a trial: what each does, and where."""
 
+import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..files import read_json
 from ..options import BASELINE, Options
-from ..runs.layout import BACKBONE, WEIGHTS, stage_folder
-from .arms import ARMS, Arm
+from ..runs.layout import BACKBONE, CURVES, RESULT, WEIGHTS, stage_folder
+from .arms import Arm, arm_of
 from .optim import last_rate
 
 
@@ -18,6 +20,7 @@ class Stage:
         kind: keys the random numbers; it is "arm" for every arm, so that all of them see the same.
         arm: how it trains; the backbone does so as the baseline does.
         folder: where the stage keeps its files.
+        keeps_best: whether it keeps its best epoch on validation, as arms do; else it hands its last one on.
         fold: of cross-validation, which fold it tests.
         start: the weights it starts from; None: a new model, pretrained if the options say so.
     """
@@ -28,6 +31,7 @@ class Stage:
     epochs: int
     lr: float
     folder: Path
+    keeps_best: bool
     fold: int | None = None
     start: Path | None = None
 
@@ -36,19 +40,26 @@ class Stage:
         fold = "" if self.fold is None else f"fold {self.fold} "
         return f"seed {self.seed} {fold}{self.folder.name}"
 
-    @property
-    def keeps_best(self) -> bool:
-        """An arm keeps its best epoch on validation; the backbone hands its last one on."""
-        return self.kind == "arm"
-
 
 def backbone_stage(options: Options, run: Path, seed: int, fold: int | None = None) -> Stage:
-    folder = stage_folder(run, seed, BACKBONE, fold)
-    return Stage("backbone", ARMS[BASELINE], seed, options.epochs, options.lr, folder, fold)
+    folder, keeps_best = stage_folder(run, seed, BACKBONE, fold), options.start_from == "kept"
+    return Stage("backbone", arm_of(BASELINE), seed, options.epochs, options.lr, folder, keeps_best, fold)
 
 
 def arm_stage(options: Options, run: Path, seed: int, arm: str, fold: int | None = None) -> Stage:
-    lr = last_rate(options) if options.inmerge_lr is None else options.inmerge_lr
-    start = stage_folder(run, seed, BACKBONE, fold) / WEIGHTS
-    folder = stage_folder(run, seed, arm, fold)
-    return Stage("arm", ARMS[arm], seed, options.inmerge_epochs, lr, folder, fold, start)
+    """The stage of an arm, once its backbone is done."""
+    backbone, folder = (stage_folder(run, seed, name, fold) for name in (BACKBONE, arm))
+    if options.inmerge_lr is not None:
+        lr = options.inmerge_lr
+    elif options.start_from == "kept" or options.sched == "plateau":
+        lr = _rate_of_start(options, backbone)
+    else:
+        lr = last_rate(options)
+    return Stage("arm", arm_of(arm), seed, options.inmerge_epochs, lr, folder, True, fold, backbone / WEIGHTS)
+
+
+def _rate_of_start(options: Options, backbone: Path) -> float:
+    """The learning rate of the epoch of the backbone whose weights it handed on; --lr where there is no such epoch."""
+    with (backbone / CURVES).open(newline="", encoding="utf-8") as file:
+        rates = {int(row["epoch"]): float(row["lr"]) for row in csv.DictReader(file)}
+    return rates.get(read_json(backbone / RESULT).get("epoch"), options.lr)

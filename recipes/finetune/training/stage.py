@@ -20,14 +20,17 @@ from ..options import Options
 from ..runs.layout import STATE, last_part
 from ..runs.results import Progress, read_result, write_curves, write_predictions, write_result
 from .arms import merge_settings
-from .checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
+from .checkpoints import best_weights, load_checkpoint, save_checkpoint
 from .epoch import train_epoch
 from .evaluation import evaluate, trained_weights_put_back, use_evaluated_weights
 from .merge_tally import total_merges
+from .optim import follow_plateau
 from .plan import Stage
 from .randomness import seed_globals
 from .session import Session, epoch_views, prepare_session
 from .trackers import log_epoch, tracked
+
+_LOSS_COLUMN = 3 + list(METRICS).index("log_loss")  # on validation, in the rows of a stage's progress
 
 
 def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> None:
@@ -72,9 +75,13 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
     title = f"{stage.title} epoch {epoch + 1}/{stage.epochs}"
     seed_globals(stage.seed, stage.kind, epoch, accelerator.process_index)
     session.schedule.step(epoch)
+    if session.options.sched == "plateau":
+        losses = [row[_LOSS_COLUMN] for row in progress.metrics]
+        follow_plateau(session.optimizer, losses, session.options.patience_epochs)
     lr = session.optimizer.param_groups[0]["lr"]
     start = time.perf_counter()
     loss = _train(session, epoch, title)
+    _merge_without_steps(session)
     seconds = time.perf_counter() - start
     merges = session.tally.rows(epoch + 1)
     if isinstance(session.average, AveragedModel):
@@ -82,7 +89,8 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
     with trained_weights_put_back(session):
         use_evaluated_weights(session)
         scores = evaluate(session, ("val",)).scores["val"]
-        score = -scores["log_loss"] if scores["auroc"] is None else scores["auroc"]
+        by_loss = session.options.keep_by == "loss" or scores["auroc"] is None
+        score = -scores["log_loss"] if by_loss else scores["auroc"]
         new_best = progress.best_score is None or score > progress.best_score
         weights = None
         if new_best and stage.keeps_best:
@@ -123,6 +131,15 @@ def _train(session: Session, epoch: int, title: str) -> float:
     )
 
 
+def _merge_without_steps(session: Session) -> None:
+    """The rounds of an arm that has any: they are evaluated with the epoch, and training goes on from them.
+
+    In a cooldown, whose probability is 0, they merge nothing.
+    """
+    if session.stage.arm.rounds:
+        session.wrapped.merge(rounds=session.options.merge_rounds or len(session.data.val))
+
+
 def _ema_update(session: Session, epoch: int) -> Callable[[], None] | None:
     """What follows each step of an arm that keeps a moving average; its decay grows with the steps of the stage."""
     if not isinstance(session.average, ModelEmaV3):
@@ -146,7 +163,7 @@ def _finish(session: Session, progress: Progress) -> None:
     epoch = progress.epochs
     state = stage.folder / STATE
     if stage.keeps_best and progress.best_epoch < epoch:
-        session.bare_model.load_state_dict(load_file(checkpoint_folder(state, epoch) / BEST))
+        session.bare_model.load_state_dict(load_file(best_weights(state, progress.best_epoch)))
         kept = evaluate(session, parts)
         epoch = progress.best_epoch
     result: dict[str, Any] = {

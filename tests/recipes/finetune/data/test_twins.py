@@ -10,11 +10,13 @@ from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
 from finetune.data.twins import (
     NEAR_BITS,
+    describe_near,
     drop_leaks,
     find_leaks,
     find_near_twins,
     leak_table,
     near_table,
+    note_near_twins,
     refuse_leaks,
     settle_leaks,
 )
@@ -96,7 +98,8 @@ def test_dropping_leaves_each_in_its_last_split(leaky: ImageData) -> None:
     np.testing.assert_array_equal(data.train.labels, leaky.train.labels[[0, 3]])
     assert data.train.patients == ["train patient 0", "train patient 3"]
     assert not find_leaks(data)
-    assert settle_leaks(data, drop=True) == (data, [])
+    again, sentences = settle_leaks(data, drop=True)
+    assert (again.splits, again.description["leaks"], sentences) == (data.splits, [], [])
 
 
 def test_patients_in_two_splits_are_found(leaky: ImageData) -> None:
@@ -141,20 +144,60 @@ def mirrored(image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
-def test_near_twins_are_found_and_exact_ones_are_not_among_them() -> None:
+@pytest.fixture(scope="module")
+def alike() -> ImageData:
+    """Pictures 0 to 2 in train look like those in test, the last one mirrored; picture 3 is in both."""
     others = [picture(k) for k in range(10, 30)]
     test = [compressed(picture(0)), brighter(picture(1)), mirrored(picture(2)), picture(3), picture(4)]
-    data = made(train=[picture(k) for k in range(4)] + others, val=[picture(5)], test=test)
-    found = {(twins.first, twins.second, twins.mirrored) for twins in find_near_twins(data)}
-    assert found == {
+    return made(train=[picture(k) for k in range(4)] + others, val=[picture(5)], test=test)
+
+
+def test_near_twins_are_found_and_exact_ones_are_not_among_them(alike: ImageData) -> None:
+    search = find_near_twins(alike)
+    assert {(twins.first, twins.second, twins.mirrored) for twins in search.nearest} == {
         (("train", 0), ("test", 0), False),
         (("train", 1), ("test", 1), False),
         (("train", 2), ("test", 2), True),
     }
-    header, rows = near_table(data, find_near_twins(data))
+    assert (search.found, search.compared, search.drawn) == (3, 24 + 24 * 5 + 5, {})
+    header, rows = near_table(alike, search.nearest)
     bits = [dict(zip(header, row, strict=True))["bits"] for row in rows]
     assert bits == sorted(bits)
     assert max(bits) <= NEAR_BITS
+
+
+def test_near_twins_are_noted_and_nothing_follows(alike: ImageData) -> None:
+    data = note_near_twins(alike)
+    assert data.splits == alike.splits
+    assert data.description["near_twins"] == (
+        "3 of the 149 pairs of images over the splits look alike (4 of the 64 bits of imagehash's phash or fewer "
+        "differ, mirrored or not), which may mean nothing: near_twins.csv lists them"
+    )
+    assert len(data.tables["near_twins.csv"][1]) == 3
+    none = note_near_twins(made(train=[picture(0)], val=[picture(1)], test=[picture(2)]))
+    assert none.description["near_twins"].startswith("0 of the 3 pairs of images over the splits look alike (")
+    assert none.description["near_twins"].endswith("mirrored or not)")
+    assert "near_twins.csv" not in none.tables
+
+
+def test_of_a_large_split_some_images_are_drawn_and_the_nearest_pairs_are_told(
+    alike: ImageData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are those of the whole split, whatever was drawn."""
+    every = {(twins.first, twins.second): twins for twins in find_near_twins(alike).nearest}
+    monkeypatch.setattr("finetune.data.twins._MOST_HASHED", 20)
+    drawn = find_near_twins(alike)
+    assert (drawn.drawn, drawn.compared) == ({"train": 20}, 20 + 20 * 5 + 5)
+    assert drawn.found == len(drawn.nearest) > 0
+    assert all(every[twins.first, twins.second] == twins for twins in drawn.nearest)
+    assert ", of train 20 images drawn at random, which may mean nothing" in describe_near(drawn)
+    monkeypatch.setattr("finetune.data.twins._MOST_HASHED", 30)
+    monkeypatch.setattr("finetune.data.twins._MOST_TOLD", 1)
+    monkeypatch.setattr("finetune.data.twins._CHUNK", 1)
+    nearest = find_near_twins(alike)
+    assert nearest.found == 3
+    assert [twins.bits for twins in nearest.nearest] == [min(twins.bits for twins in every.values())]
+    assert describe_near(nearest).endswith("near_twins.csv lists the nearest 1")
 
 
 def test_colours_have_near_twins_too() -> None:
@@ -162,4 +205,4 @@ def test_colours_have_near_twins_too() -> None:
         return np.concatenate([picture(number), picture(number), picture(number) // 2])
 
     data = made(train=[coloured(0), coloured(1)], val=[coloured(2)], test=[brighter(coloured(1)), coloured(3)])
-    assert [(twins.first, twins.second) for twins in find_near_twins(data)] == [(("train", 1), ("test", 0))]
+    assert [(twins.first, twins.second) for twins in find_near_twins(data).nearest] == [(("train", 1), ("test", 0))]

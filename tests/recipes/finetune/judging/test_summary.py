@@ -163,6 +163,30 @@ def test_a_class_absent_from_test_leaves_the_verdict_to_the_others_and_a_single_
     assert "AUROC: it is not defined on this test set" in table(single)
 
 
+def test_a_pair_is_judged_on_the_seeds_that_both_finished_and_no_other_pair_is_touched() -> None:
+    """As if the seed that one arm lacks had not been asked for, to the bit; the other arm is judged as without it."""
+    labels, arms = drawn(BINARY, seeds=4, **{"baseline": 0.3, "inmerge": 0.4, "random-pairs": 0.35})
+    results = results_of(BINARY, labels, arms)
+    whole = summarise("made", BINARY, results, bootstrap(BINARY, labels, arms))
+    del results[1]["inmerge"]
+    left = {**arms, "inmerge": [None if seed == 1 else found for seed, found in enumerate(arms["inmerge"])]}
+    summary = summarise("made", BINARY, results, bootstrap(BINARY, labels, left), diverged={"inmerge": {1: 3}})
+    json.dumps(summary, allow_nan=False)
+    three = {arm: [found for seed, found in enumerate(seeds) if seed != 1] for arm, seeds in arms.items()}
+    expected, _ = summary_of(BINARY, labels, three)
+    for metric, found in summary["differences"]["inmerge"].items():
+        assert found.pop("values")[1] is None
+        assert expected["differences"]["inmerge"][metric].pop("values")
+        for figures in (found, expected["differences"]["inmerge"][metric]):
+            figures.pop("p_adjusted", None)
+        assert found == expected["differences"]["inmerge"][metric]
+    judged = {found["arm"]: found for found in whole["verdicts"] if found["reference"] == "baseline"}
+    broken = {found["arm"]: found for found in summary["verdicts"] if found["reference"] == "baseline"}
+    assert broken["random-pairs"] == judged["random-pairs"]
+    assert broken["inmerge"]["outcome"] == "diverged"
+    assert summary["arms"]["inmerge"]["auroc"]["mean"] == expected["arms"]["inmerge"]["auroc"]["mean"]
+
+
 def test_equal_weights_are_identical_and_one_seed_is_not_judged() -> None:
     labels, arms = drawn(BINARY)
     arms["inmerge"] = arms["baseline"]

@@ -123,13 +123,30 @@ def test_equal_differences_are_no_certainty() -> None:
     assert verdict.low < 0 < verdict.high
 
 
-def test_divergence_is_an_outcome() -> None:
-    verdict = judge_diverged(QUESTION, {"inmerge": 2}, seeds=5)
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (None, ", since no seed is left that both finished"),
+        (
+            Difference(0.01, 1),
+            ", since the seeds that survive are no fair sample; the one that both finished: +0.0100",
+        ),
+        (
+            difference(0.02, 1e-4),
+            ", since the seeds that survive are no fair sample; these alone: +0.020 [0.008, 0.032] (95 % interval, 5 "
+            "seeds)",
+        ),
+        (Difference(None, 2), ", since the seeds that survive are no fair sample"),
+    ],
+)
+def test_divergence_is_an_outcome(left: Difference | None, words: str) -> None:
+    """What is left is told, and not judged, however large it is."""
+    verdict = judge_diverged(QUESTION, {"inmerge": 2}, 7, left)
     assert verdict.outcome == "diverged"
-    assert verdict.sentence == (
-        "inmerge diverged in 2 of 5 seeds: inmerge is not judged against baseline on AUROC, since the seeds that "
-        "survive are no fair sample"
+    assert (
+        verdict.sentence == f"inmerge diverged in 2 of 7 seeds: inmerge is not judged against baseline on AUROC{words}"
     )
+    assert verdict.seeds == (left.seeds if left else 0)
 
 
 @pytest.mark.parametrize(

@@ -119,3 +119,22 @@ def test_recalibrated_statistics_are_those_of_the_training_images() -> None:
     recalibrate_batch_norm(Accelerator(cpu=True), model, inputs)
     torch.testing.assert_close(model.running_mean, inputs.mean(dim=(0, 1, 3, 4)))
     assert model.momentum == 0.1
+
+
+def test_validation_rounds_merge_without_steps_after_each_epoch(tmp_path: Path) -> None:
+    """As many rounds as are asked for, on top of what the steps draw, and what follows trains on from them."""
+    arms = ["--arms", "baseline", "inmerge", "validation-rounds", "--merge-rounds", "30", "--limit-train", "400"]
+    run = run_digits(tmp_path / "run", *QUICK, *arms, "--similarity-threshold", "0.05")
+    drawn = {
+        arm: [int(row["drawn"]) for row in merges_of(run, arm) if row["epoch"] == "2"]
+        for arm in ("inmerge", "validation-rounds")
+    }
+    steps, rounds = sum(drawn["inmerge"]), sum(drawn["validation-rounds"])
+    assert rounds / steps == pytest.approx(31, rel=0.3)  # one step of 400 images, and 30 rounds
+    with (
+        (run / "seed_0/inmerge/metrics.csv").open() as file,
+        (run / "seed_0/validation-rounds/metrics.csv").open() as other,
+    ):
+        losses, others = ([row["train_loss"] for row in csv.DictReader(table)] for table in (file, other))
+    assert losses[0] == others[0]
+    assert losses[1] != others[1]

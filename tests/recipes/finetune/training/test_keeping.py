@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import QUICK, run_recipe
+from small_runs import QUICK, run_digits, run_recipe
 
 
 def test_a_single_class_on_validation_keeps_by_loss(
@@ -28,3 +28,20 @@ def test_a_single_class_on_validation_keeps_by_loss(
     kept = json.loads((run / "seed_0/baseline/result.json").read_text())["epoch"]
     assert kept == 1 + losses.argmin()
     assert losses.argmin() != 0
+
+
+def test_the_lowest_loss_is_kept_and_started_from_where_that_is_asked_for(tmp_path: Path) -> None:
+    """The backbone keeps its best epoch as well, and the arms go on from it at the rate that it had."""
+    arguments = ["--epochs", 3, "--inmerge-epochs", 2, "--lr", 0.5, "--limit-train", 200, "--batch-size", 50]
+    arguments += ["--sched", "multistep", "--decay-milestones", 1, "--start-from", "kept", "--keep-by", "loss"]
+    run = run_digits(tmp_path / "run", *arguments, "--arms", "baseline")
+    curves, results = {}, {}
+    for stage in ("backbone", "baseline"):
+        curves[stage] = np.genfromtxt(run / f"seed_0/{stage}/metrics.csv", delimiter=",", names=True)
+        results[stage] = json.loads((run / f"seed_0/{stage}/result.json").read_text())
+        assert results[stage]["epoch"] == 1 + curves[stage]["val_log_loss"].argmin()
+        kept = results[stage]["kept"]["val"]["log_loss"]
+        assert kept == pytest.approx(curves[stage]["val_log_loss"].min())
+    rates = curves["backbone"]["lr"]
+    assert list(rates) == [0.5, 0.05, 0.05]
+    assert curves["baseline"]["lr"][0] == rates[results["backbone"]["epoch"] - 1]

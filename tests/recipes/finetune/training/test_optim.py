@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from finetune.options import Options
-from finetune.training.optim import create_schedule
+from finetune.training.optim import create_schedule, follow_plateau
 from finetune.training.plan import arm_stage
 
 
@@ -24,6 +24,23 @@ def test_the_rate_falls_after_its_milestones(milestones: tuple[int, ...]) -> Non
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"]), f"epoch {epoch + 1}"
         theirs.step()
         expected.step()
+
+
+def test_plateau_falls_when_the_loss_has_not_improved_and_begins_with_a_fresh_optimizer() -> None:
+    """After the fourth and the fifth epoch the best one is two epochs old or more; the sixth improves on it."""
+    losses = [1.0, 0.8, 0.9, 0.9, 0.85, 0.7, 0.75]
+    options = Options(sched="plateau", patience_epochs=2)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule = create_schedule(options, optimizer, "arm", epochs=8)
+    rates, fresh = [], []
+    for epoch in range(8):
+        optimizer.state["momentum"] = {"of": "the epoch before"}
+        schedule.step(epoch)
+        follow_plateau(optimizer, losses[:epoch], options.patience_epochs)
+        rates.append(optimizer.param_groups[0]["lr"])
+        fresh.append(not optimizer.state)
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.01, 0.001, 0.001, 0.001])
+    assert fresh == [False, False, False, False, True, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,15 @@ def test_two_processes_train_and_the_main_one_speaks(tmp_path: Path) -> None:
     refused = run_two_processes("--output", run, "--batch-size", "401", check=False)
     assert refused.returncode == 1
     assert refused.stderr.count("choose a multiple of 2") == 1
+
+
+def test_two_processes_break_alike(tmp_path: Path) -> None:
+    """A learning rate that really breaks the arms: one word for each, and no process waits for another."""
+    arguments = ["--epochs", "1", "--inmerge-epochs", "1", "--inmerge-lr", "1e30", "--output", tmp_path / "run"]
+    done = run_two_processes(*arguments)
+    for arm in ("baseline", "inmerge"):
+        assert done.stdout.count(f"seed 0 {arm} diverged: ") == 1
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["diverged"] == {"baseline": {"0": 1}, "inmerge": {"0": 1}}
+    assert summary["verdicts"][0]["outcome"] == "diverged"
+    assert "inmerge diverged in 1 of 1 seeds" in (tmp_path / "run/report.md").read_text()
