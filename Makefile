@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test portable lint bench mutants
+.PHONY: demo test portable lint bench docs mutants
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -29,6 +29,14 @@ bench: .venv/installed
 mutants: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable ".[mutation]"
 	$(BIN)/mutmut run --max-children 2
+
+# The site, in docs/_build/html; a broken link or anchor within it is an error.
+docs: .venv/docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html
+
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --editable ".[docs]"
+	touch $@
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -10,9 +10,11 @@ from itertools import pairwise
 
 from finetune.errors import exit_on_input_error
 from finetune.options import Options, config_values, parse_options
-from finetune.sweep import Data, data_of, run_sweep
-from finetune.training.points import read_sweeps, sweep_arms
+from finetune.sources.options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
 from tyro.conf import Suppress
+
+# By --dataset; all others are sets of medmnist2d.py.
+OPTIONS: dict[str, type[Options]] = {"chestxray14": ChestXrayOptions, "imagefolder": OwnImagesOptions}
 
 
 @dataclass(kw_only=True)
@@ -41,17 +43,20 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    data = data_of(_dataset(argv))
-    found = parse_options(options_of(data), _gathered(argv))
-    sweeps = read_sweeps(found.sweep)
-    values = {field.name: getattr(found, field.name) for field in fields(data.options)}
-    options = data.options(**values | {"arms": sweep_arms(sweeps, found, found.crossed), "config": None})
-    run_sweep(options, data, found.confirm_seeds)
+    of_data = OPTIONS.get(_dataset(argv), DatasetOptions)
+    found = parse_options(options_of_sweep(of_data), _gathered(argv))
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.sweep import data_of, run_sweep
+    from finetune.training.points import read_sweeps, sweep_arms
+
+    arms = sweep_arms(read_sweeps(found.sweep), found, found.crossed)
+    values = {field.name: getattr(found, field.name) for field in fields(of_data)}
+    run_sweep(of_data(**values | {"arms": arms, "config": None}), data_of(of_data), found.confirm_seeds)
 
 
-def options_of(data: Data) -> type[Options]:
-    """The options of the recipe for these data, and those of a sweep."""
-    kind = make_dataclass("SweepOptions", [], bases=(SweepOptions, data.options), kw_only=True)
+def options_of_sweep(of_data: type[Options]) -> type[Options]:
+    """The options of the recipe for some data, and those of a sweep."""
+    kind = make_dataclass("SweepOptions", [], bases=(SweepOptions, of_data), kw_only=True)
     kind.__doc__ = SweepOptions.__doc__
     return kind
 

@@ -274,6 +274,11 @@ def test_each_layer_is_described():
     layers = kernel_layers(model)
     layer = next(layer for layer in layers if layer.name == "layer4.2.conv2")
     assert (layer.kernels, layer.kernel_size, layer.groups) == (1024, (3, 3), 32)
+    assert next(line for line in str(layers).splitlines() if "layer4.2.conv2" in line).split()[-3:] == [
+        "1024",
+        "3x3",
+        "32",
+    ]
     with pytest.raises(AttributeError):
         layer.selected = False
     assert isinstance(layer_modules(nn.DataParallel(model), layers)["layer4.2.conv2"], CONVOLUTIONS)
@@ -413,7 +418,7 @@ def test_numbers_that_cannot_be_averaged_are_refused_by_name(dtype, settings):
 
 def test_weights_quantised_by_torchao_are_refused_by_name():
     class Int8Tensor(torch.Tensor):
-        __module__ = "torchao.quantization"
+        __module__ = "torchao.dtypes.affine_quantized_tensor"
 
     model = Plain()
     model.third.weight = nn.Parameter(torch.zeros(8, 8, 3, 3).as_subclass(Int8Tensor))

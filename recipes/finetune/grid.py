@@ -6,11 +6,11 @@ each run folder, and a task that of its stage, so that no stage is ever trained 
 file system of the run folders, and nothing else.
 """
 
-import importlib
 import logging
 import os
 import pickle
 import signal
+import socket
 import threading
 import time
 import traceback
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import inmerge_optim
 
 from .data.images import ImageData
 from .errors import InputError, first_line
@@ -34,6 +36,7 @@ from .trial import BEGIN, JUDGE, AddSections, Part, check_trial, run_part, run_t
 
 _RETRIES = 20  # of a task whose process or node died
 _PAUSE = 5.0  # seconds until a task is tried again whose stage is still held, by a process that is ending
+_KNOCK = 10.0  # seconds until a machine that doesn't answer is taken for out of reach
 _LOOK = 1.0  # seconds between two looks at the tasks
 
 
@@ -185,28 +188,31 @@ def _following(trial: Trial, part: Part, left: set[Part]) -> list[Part]:
 def _submit(ray: Any, trial: Trial, part: Part) -> Any:
     """Start a part as a task in a process of its own, which Ray starts again if it dies."""
     options = trial.options
-    paths = [str(Path(__file__).parents[1]), str(Path(torch.__file__).parents[1])]
-    package = importlib.import_module("inmerge_optim")
-    paths += [str(Path(package.__file__).parents[1])]
-    module, threads = __name__, options.cpus_per_task
+    paths = [str(Path(file).parents[1]) for file in (__file__, inmerge_optim.__file__)]
+    module, folder, threads = __name__, os.getcwd(), options.cpus_per_task
     content = ray.cloudpickle.dumps((options, trial.load_data, part, trial.add_sections))
 
-    # By value, since the new process has to find this project first.
+    # Travels by value, since the new process has to find this project first.
     def work(content: bytes) -> tuple[Any, bool]:
         import importlib
         import sys
 
         sys.path[:0] = [path for path in paths if path not in sys.path]
-        return importlib.import_module(module).work_on(content, threads)
+        return importlib.import_module(module).work_on(content, folder, threads)
 
     settings = {"num_cpus": options.cpus_per_task, "num_gpus": options.gpus_per_task, "max_calls": 1}
     return ray.remote(**settings, max_retries=_RETRIES)(work).options(name=f"{trial.name} {part}").remote(content)
 
 
-def work_on(content: bytes, threads: int) -> tuple[Outcome, bool]:
-    """In a process of Ray: run a part of a trial; what ended it, and whether there is more to do."""
+def work_on(content: bytes, folder: str, threads: int) -> tuple[Outcome, bool]:
+    """In a process of Ray: run a part of a trial; what ended it, and whether there is more to do.
+
+    Args:
+        folder: where the command was given, which relative paths start from.
+    """
     torch.set_num_threads(threads)
     try:
+        os.chdir(folder)
         return None, run_part(*pickle.loads(content))
     except RunHeld as held:
         return held, True
@@ -234,17 +240,15 @@ def _connected(options: Options) -> Iterator[Any]:
             f"--engine ray needs Ray, and it can't be imported ({first_line(error)}): pip install "
             '"inmerge_optim[cluster]"'
         ) from error
+    if options.ray_address not in (None, "auto"):
+        _check_address(options.ray_address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = {} if options.ray_address else {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **started)
     except Exception as error:  # Ray raises many kinds, of a wrong address and of one that doesn't answer
-        where = options.ray_address or "this machine"
-        raise InputError(
-            f"--engine ray can't reach a Ray at {where} ({first_line(error)}): start one by ray start --head, give its "
-            "address, or leave --ray-address out"
-        ) from error
+        raise _unreachable(options.ray_address or "this machine", error) from error
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has put its own there
@@ -252,6 +256,24 @@ def _connected(options: Options) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Knock first: Ray itself takes minutes to find that nobody is there."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"--ray-address {address} must be host:port, such as 10.0.0.1:6379, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _unreachable(address, error) from error
+
+
+def _unreachable(where: str, error: Exception) -> InputError:
+    return InputError(
+        f"--engine ray can't reach a Ray at {where} ({first_line(error)}): start one by ray start --head, give its "
+        "address, or leave --ray-address out"
+    )
 
 
 def _check_room(ray: Any, options: Options) -> None:

@@ -22,7 +22,6 @@ from .sources.nih_tree import read_boxes
 from .sources.options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
 from .trial import AddSections
 
-IMAGEFOLDER = "imagefolder"
 CONFIRMATION = "confirmation"  # its run folder, in that of the sweep
 
 
@@ -31,7 +30,6 @@ class Data:
     """Where the images of a sweep come from, as the recipe for them has it.
 
     Attributes:
-        options: the recipe's.
         check: refuses what can't be used, before anything is read.
         load: reads the images.
         name: of the data, for the run folder.
@@ -39,7 +37,6 @@ class Data:
         main_first: as run_trial has it.
     """
 
-    options: type[Options]
     check: Callable[[Any], None]
     load: Callable[[Any], ImageData]
     name: Callable[[Any], str]
@@ -51,18 +48,16 @@ def _chestxray_sections(options: ChestXrayOptions) -> AddSections:
     return partial(chestxray_sections, findings=read_boxes(options.data_dir) if options.data_dir else None)
 
 
-_NAMED = Data(DatasetOptions, check_dataset, load_dataset, lambda options: options.dataset, main_first=True)
-_OTHERS = {
-    CHESTXRAY14: Data(
-        ChestXrayOptions, check_chestxray14, load_chestxray14, lambda options: CHESTXRAY14, _chestxray_sections
-    ),
-    IMAGEFOLDER: Data(OwnImagesOptions, check_own_images, load_own_images, name_of, lambda options: own_sections),
+_DATA: dict[type[Options], Data] = {
+    DatasetOptions: Data(check_dataset, load_dataset, lambda options: options.dataset, main_first=True),
+    ChestXrayOptions: Data(check_chestxray14, load_chestxray14, lambda options: CHESTXRAY14, _chestxray_sections),
+    OwnImagesOptions: Data(check_own_images, load_own_images, name_of, lambda options: own_sections),
 }
 
 
-def data_of(dataset: str) -> Data:
-    """The data that --dataset names: ChestX-ray14, one's own images, or a set of MedMNIST."""
-    return _OTHERS.get(dataset, _NAMED)
+def data_of(options: type[Options]) -> Data:
+    """The data that these options are about: sets of MedMNIST, ChestX-ray14, or one's own images."""
+    return _DATA[options]
 
 
 def run_sweep(options: Options, data: Data, confirm_seeds: tuple[int, ...]) -> None:
@@ -73,6 +68,8 @@ def run_sweep(options: Options, data: Data, confirm_seeds: tuple[int, ...]) -> N
             f"--confirm-seeds {' '.join(map(str, sorted(shared)))} are among --seeds: a point that was chosen by some "
             "seeds is confirmed by others"
         )
+    if getattr(options, "prepare_only", False):
+        raise InputError("--prepare-only belongs to the recipe for these data: prepare by it, and leave it out here")
     data.check(options)
     run = options.output or Path("runs") / f"sensitivity-{data.name(options)}-{options.model}"
     _run(replace(options, output=run), data)

@@ -94,13 +94,20 @@ def test_the_family_was_declared_and_one_data_set_is_not_pooled(zoo: Path) -> No
     assert json.loads((zoo / "pooled.json").read_text()) == {}
 
 
+def cell_of(model: Path, zoo: Path, dataset: str) -> Path:
+    """The cell of a model on digits, as that of another data set; without the checksum of its config.yaml."""
+    cell = shutil.copytree(model, zoo / f"{dataset}-test_resnet")
+    settings = (cell / "config.yaml").read_text().partition("\n")[2]
+    (cell / "config.yaml").write_text(settings.replace("dataset: digits", f"dataset: {dataset}"))
+    return cell
+
+
 def test_several_data_sets_are_pooled(zoo: Path, tmp_path: Path) -> None:
     """Cells of four data sets, made from one by its name and its differences; the copies are in no family."""
     (model,) = (name for name in CELLS if "resnet" in name)
     for place, dataset in enumerate(("digits", "a", "b", "c")):
-        cell = shutil.copytree(zoo / model, tmp_path / f"{dataset}-test_resnet")
-        config, summary = (cell / name for name in ("config.yaml", "summary.json"))
-        config.write_text(config.read_text().replace("dataset: digits", f"dataset: {dataset}"))
+        cell = cell_of(zoo / model, tmp_path, dataset)
+        summary = cell / "summary.json"
         content = json.loads(summary.read_text())
         content["differences"]["inmerge"]["auroc"] |= {"mean": 0.01 * place, "standard_error": 0.01}
         summary.write_text(json.dumps(content))
@@ -115,8 +122,7 @@ def test_several_data_sets_are_pooled(zoo: Path, tmp_path: Path) -> None:
 def test_an_arm_that_diverged_has_a_row_and_is_not_pooled(zoo: Path, tmp_path: Path) -> None:
     """A cell of a binary task whose inmerge diverged in all seeds; the positive class is named."""
     for dataset in ("digits", "a", "b", "c"):
-        cell = shutil.copytree(zoo / "digits-test_resnet", tmp_path / f"{dataset}-test_resnet")
-        (cell / "config.yaml").write_text((cell / "config.yaml").read_text().replace("digits", dataset))
+        cell = cell_of(zoo / "digits-test_resnet", tmp_path, dataset)
     summary = json.loads((cell / "summary.json").read_text())
     summary["verdicts"][0]["outcome"] = "diverged"
     summary["positive"] = "malignant"

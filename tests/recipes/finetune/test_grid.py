@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -181,19 +183,27 @@ def test_ray_under_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_ray_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r'pip install "inmerge_optim\[cluster\]"'), grid._connected(Options()):
         pass
 
 
-def test_a_ray_that_can_not_be_reached_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install .[cluster]")
-    monkeypatch.setattr(ray, "init", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("nobody\nthere")))
-    options = replace(Options(), engine="ray", ray_address="10.0.0.1:6379")
-    with (
-        pytest.raises(
-            InputError, match=r"can't reach a Ray at 10.0.0.1:6379 \(nobody\): start one by ray start --head"
-        ),
-        grid._connected(options),
-    ):
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", r"can't reach a Ray at 127.0.0.1:1 \(.*refused\): start one by ray start --head"),
+        ("no.such.host.invalid:6379", r"can't reach a Ray at no.such.host.invalid:6379 \("),
+        ("6379", "--ray-address 6379 must be host:port"),
+        ("host:", "--ray-address host: must be host:port"),
+        ("127.0.0.1:99999999", "can't reach a Ray at"),
+        ("auto", r"can't reach a Ray at auto \(nobody there\)"),
+    ],
+)
+def test_a_ray_that_can_not_be_reached_is_told_of(monkeypatch: pytest.MonkeyPatch, address: str, message: str) -> None:
+    class Ray(ModuleType):
+        def init(self, *_: object, **__: object) -> None:
+            raise ConnectionError("nobody there\nat all")
+
+    monkeypatch.setitem(sys.modules, "ray", Ray("ray"))
+    with pytest.raises(InputError, match=message), grid._connected(Options(engine="ray", ray_address=address)):
         pass
