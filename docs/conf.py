@@ -6,9 +6,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # option_pages
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
-from option_pages import write_option_pages  # noqa: E402
+from option_pages import write_option_pages
 
-from inmerge_optim import __version__  # noqa: E402
+from inmerge_optim import __version__
 
 project = "inmerge_optim"
 author = copyright = "The inmerge_optim developers"

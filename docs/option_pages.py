@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,8 +18,8 @@ def write_option_pages(path: Path) -> None:
     lines = [
         "# Options of the recipes",
         "",
-        "Made from the recipes' own dataclasses. A YAML file given by `--config` sets defaults under the same names, with",
-        "underscores. Switches have a `--no-` form. This page is that of the commit it was built from.",
+        "Made from the recipes' own dataclasses. A YAML file given by `--config` sets defaults under the same names,",
+        "with underscores. Switches have a `--no-` form. This page is that of the commit it was built from.",
         "",
         "## Every trial",
         "",
@@ -73,7 +74,7 @@ def _texts(options: type) -> dict[str, str]:
     found: dict[str, str] = {}
     for owner in reversed(options.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0].body  # type: ignore[attr-defined]
-        for statement, after in zip(body, body[1:], strict=False):
+        for statement, after in pairwise(body):
             if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
                 found[statement.target.id] = inspect.cleandoc(after.value.value)  # type: ignore[attr-defined, union-attr]
     return found

@@ -13,7 +13,7 @@ from inmerge_optim import similarity_profile
 from .data.images import ImageData
 from .errors import InputError, damage_told
 from .files import GENERATOR, check_written_here, read_json, storage_errors, write_csv, write_json, write_text
-from .judging.formatting import bounds, with_bounds
+from .judging.formatting import bounds, percent, with_bounds
 from .judging.intervals import LEVEL
 from .judging.metrics import title_of
 from .judging.pooling import Pooled, holm, pool
@@ -52,11 +52,12 @@ _HEADER = (
     *("Holm's p", "merge rate", "merged", "expected", "cost"),
 )
 _LEGEND = f"""\
-On test, at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its {LEVEL:.0%}
-interval over seeds and test cases; beside it the paired t interval over seeds (training noise) and the bootstrap
-interval over test cases (test-set noise). verdict: of that trial alone. Holm's p: within the comparisons that the zoo
-was begun with, whatever else stands here. merged: pairs, over all seeds; expected: what the weights at the start of the
-arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the baseline's.
+On test, at the epoch that is best on validation. difference: arm minus baseline, mean over seeds, with its
+{percent(LEVEL)} interval over seeds and test cases; beside it the paired t interval over seeds (training noise) and
+the bootstrap interval over test cases (test-set noise). verdict: of that trial alone. Holm's p: within the comparisons
+that the zoo was begun with, whatever else stands here. merged: pairs, over all seeds; expected: what the weights at the
+start of the arm promise for as many draws; training changes them meanwhile. cost: time of the arm's training over the
+baseline's.
 """
 
 
@@ -258,9 +259,9 @@ def _pooled_text(found: Pooled | str) -> str:
     if isinstance(found, str):
         return f"not pooled, {found}"
     return (
-        f"{with_bounds(found.mean, found.low, found.high)} over {found.datasets} data sets ({LEVEL:.0%}, Hartung and "
-        f"Knapp); on one more data set {bounds(found.prediction_low, found.prediction_high)}; tau squared between data "
-        f"sets {found.tau_squared:.2g}"
+        f"{with_bounds(found.mean, found.low, found.high)} over {found.datasets} data sets ({percent(LEVEL)}, Hartung "
+        f"and Knapp); on one more data set {bounds(found.prediction_low, found.prediction_high)}; tau squared between "
+        f"data sets {found.tau_squared:.2g}"
     )
 
 
@@ -279,7 +280,7 @@ def _texts(row: dict[str, Any]) -> list[str]:
         range_text(difference["bootstrap_low"], difference["bootstrap_high"]),
         row["outcome"],
         number_text(row["p_adjusted"], "{:.2g}"),
-        number_text(row["merge_rate"], "{:.2%}"),
+        None if row["merge_rate"] is None else percent(row["merge_rate"], 2),
         str(row["merged"]) if row["drawn"] else None,
         number_text(row["expected_merges"], "{:.0f}"),
         number_text(row["cost"], "{:.2f}"),

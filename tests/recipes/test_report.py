@@ -22,6 +22,7 @@ from finetune.runs.finished import FinishedRun, current_summary
 from finetune.runs.results import read_predictions
 from finetune.runs.sections import Section, write_sections
 from huggingface_hub import ModelCard
+from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 from small_runs import QUICK, run_digits, run_recipe
 
@@ -65,18 +66,40 @@ class Page(HTMLParser):
 
 def test_every_figure_of_the_arms_follows_from_the_predictions(run: Path) -> None:
     tables = tables_of((run / "report.md").read_text())
-    kept = {row["arm"]: row for row in tables["The arms"] if row["epoch kept"].startswith("best")}
-    per_class = {row["class"]: row for row in tables["Per class"]}
+    kept = {row[""]: row for row in tables["The arms"] if row[""] != "minus baseline"}
+    per_class = {(row["class"], row["metric"]): row for row in tables["Per class"]}
     for arm in ("baseline", "inmerge", "random-pairs"):
         found = [read_predictions(run / f"seed_{seed}/{arm}", "test") for seed in (0, 1)]
         seeds = [(test.labels, test.probabilities) for test in found]
         accuracy = [np.mean(labels == scores.argmax(1)) for labels, scores in seeds]
         aurocs = [roc_auc_score(labels, scores, multi_class="ovr") for labels, scores in seeds]
-        assert kept[arm]["accuracy"] == f"{np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1):.4f}"
-        assert kept[arm]["AUROC"] == f"{np.mean(aurocs):.4f} ± {np.std(aurocs, ddof=1):.4f}"
+        assert kept["accuracy"][arm] == f"{np.mean(accuracy):.4f} ± {np.std(accuracy, ddof=1):.4f}"
+        assert kept["AUROC"][arm] == f"{np.mean(aurocs):.4f} ± {np.std(aurocs, ddof=1):.4f}"
         for name, score in (("AUROC", roc_auc_score), ("AUPRC", average_precision_score)):
             figures = [score(labels == 3, scores[:, 3]) for labels, scores in seeds]
-            assert per_class["3"][f"{name} {arm}"].startswith(f"{np.mean(figures):.4f} ± ")
+            assert per_class["3", name][arm].startswith(f"{np.mean(figures):.4f} ± ")
+        right = [(scores.argmax(1) == labels)[labels == 3].mean() for labels, scores in seeds]
+        calls = {(row["class"], row["arm"]): row for row in tables["Sensitivity and specificity"]}
+        assert calls["3", arm]["sensitivity"].startswith(f"{100 * np.mean(right):.1f} % [")
+    splits = {row[""]: row for row in tables["The trial"]}
+    assert splits["images"]["train"] == "400"
+    assert splits["of 3"]["test"] == str(int((found[0].labels == 3).sum()))
+
+
+def test_the_answer_comes_first(run: Path) -> None:
+    """One plain sentence, then the picture that it rests on; each stage's time, and what a checklist asks for."""
+    text = (run / "report.md").read_text()
+    answer, verdict = text.split("## ")[1:3]
+    assert answer.startswith("Answer\n\nMerging is not judged: ")
+    assert "![" in answer
+    assert verdict.startswith("Verdict")
+    tables = tables_of(text)
+    assert [row["stage"] for row in tables["Time per stage"]] == ["backbone", "baseline", "inmerge", "random-pairs"]
+    items = {row["item"]: row["this run"] for row in tables["Checklist"]}
+    assert items["initialisation"] == "random weights"
+    assert items["funding"] == "not known to this run"
+    assert "%" in text
+    assert not re.search(r"\d%", text)
 
 
 def test_verdicts_and_merges_are_those_of_the_summary(run: Path) -> None:
@@ -108,7 +131,7 @@ def test_html_stands_by_itself_and_says_what_the_markdown_says(run: Path) -> Non
     page = Page((run / "report.html").read_text())
     markdown = (run / "report.md").read_text()
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         assert picture["src"].startswith("data:image/png;base64,")
         assert picture["alt"]
@@ -186,21 +209,26 @@ def test_every_kind_of_task_has_a_report(
     arguments = ["--data-dir", data, "--allow-modified", "--batch-size", "32", "--inmerge-epochs", "1"]
     run_recipe("--dataset", name, *QUICK, *arguments, "--epochs", "0", "--output", tmp_path / "run", report=True)
     rows = tables_of((tmp_path / "run/report.md").read_text())["Per class"]
-    assert len(rows) == (1 if name == "breastmnist" else max(labels, classes))
+    assert len(rows) == 4 * (1 if name == "breastmnist" else max(labels, classes))
+    kappa = "weighted kappa (quadratic)" if name == "retinamnist" else "Cohen's kappa"
+    assert f"| {kappa} |" in (tmp_path / "run/report.md").read_text()
 
 
-def test_model_leaves_with_a_card_whose_lines_run(run: Path) -> None:
+def test_model_leaves_with_a_card_whose_lines_run(run: Path, tmp_path: Path) -> None:
     folder = run / "seed_1/inmerge"
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "timm"
     accuracy = json.loads((run / "summary.json").read_text())["arms"]["inmerge"]["accuracy"]["values"][1]
     assert f"| accuracy | {accuracy:.4f} |" in card.text
     (code,) = re.findall(r"```python\n(.*?)```", card.text, flags=re.DOTALL)
-    check = (
-        "assert not set(model.state_dict()) - set(__import__('safetensors.torch').torch.load_file('model.safetensors'))"
-    )
+    rates = "0.01 in the backbone stage, 0.01 at the start of the arm"
+    assert f"learning rate {rates}" in card.text
+    place = shutil.copytree(folder, tmp_path / "left")
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).save(place / "image.png")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", f"{code}\n{check}"], cwd=folder, env=environment, check=True)
+    subprocess.run(
+        [sys.executable, "-c", f"{code}\nassert probabilities.shape == (10,)"], cwd=place, env=environment, check=True
+    )
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -12,6 +12,11 @@ def number(value: float, form: str) -> str:
     return text if any(digit in text for digit in "123456789") else text.lstrip("+-")
 
 
+def percent(share: float, places: int = 0) -> str:
+    """A share, as "95 %"."""
+    return f"{100 * share:.{places}f} %"
+
+
 def epoch_text(epoch: int | list[int]) -> str:
     """The epoch that was kept, or of cross-validation that of each fold, as 3/5/4."""
     return "/".join(map(str, epoch)) if isinstance(epoch, list) else str(epoch)

@@ -5,7 +5,7 @@ Another test set from the same source would move it as well (test-set noise, giv
 interval. Neither holds the other; what holds both is in obuchowski_rockette.py, and it is what a verdict rests on.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -19,6 +19,7 @@ from .obuchowski_rockette import Interval
 LEVEL = 0.95
 RESAMPLES = 2000
 _CHUNK_VALUES = 1 << 21
+_MOST_DRAWS = 50  # for each resample that is wanted
 _ROUNDING = 1e-12
 
 
@@ -119,20 +120,19 @@ def bootstrap(
         thresholds: of a multi-label task, per arm and seed those chosen on validation; None: 0.5.
         metrics: what is scored, of RESAMPLED; the AUROC of each class is in any case.
 
-    A class that a resample leaves without positive or negative cases is left out of that resample's macro mean.
+    A resample without positive or without negative cases of a class that the test set has both of is drawn anew, so
+    that all macro means are over the same classes.
     """
-    unit_of = np.arange(len(labels)) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+    unit_of = units_of(len(labels), patients)
     units = int(unit_of.max()) + 1
-    rng = np.random.default_rng(seed)
-    chunk = max(1, _CHUNK_VALUES // len(labels))
     seeds = len(next(iter(probabilities.values())))
     shape = (RESAMPLES, len(probabilities), seeds)
     finished = np.array([[found is not None for found in of_arm] for of_arm in probabilities.values()])
     figures = {metric: np.full(shape, np.nan) for metric in metrics}
     aurocs = {task.classes[k]: np.full(shape, np.nan) for k in positives(task, labels)}
-    for start in range(0, RESAMPLES, chunk):
-        draws = rng.multinomial(units, np.full(units, 1 / units), size=min(chunk, RESAMPLES - start))
-        weights = draws.T.astype(np.float32)[unit_of]
+    start = 0
+    for weights in resamples(unit_of, both_of(positives(task, labels).values()), seed):
+        end = start + weights.shape[1]
         for (i, arm), j in product(enumerate(probabilities), range(seeds)):
             if not finished[i, j]:
                 continue
@@ -142,6 +142,41 @@ def bootstrap(
                 (aurocs, resample_aurocs(scored, weights)),
             ):
                 for name, values in found.items():
-                    into[name][start : start + chunk, i, j] = values
+                    into[name][start:end, i, j] = values
+        start = end
     unit = "cases" if patients is None else "patients"
     return Bootstrap(unit, units, tuple(probabilities), finished, figures, aurocs)
+
+
+def units_of(cases: int, patients: Sequence[str] | None) -> np.ndarray:
+    """What is drawn with each case: a number per patient, or per case, int64 (N,)."""
+    return np.arange(cases) if patients is None else np.unique(np.asarray(patients), return_inverse=True)[1]
+
+
+def both_of(positive: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """The positive and the negative cases of each class that has both, as masks (N,), for `resamples`."""
+    return [mask for cases in positive if cases.any() and not cases.all() for mask in (cases, ~cases)]
+
+
+def resamples(unit_of: np.ndarray, needed: Sequence[np.ndarray], seed: int = 0) -> Iterator[np.ndarray]:
+    """RESAMPLES draws of the units with replacement, as how often each holds each case, float32 (N, B) at a time.
+
+    Args:
+        unit_of: from units_of, (N,).
+        needed: sets of cases, as masks (N,), of each of which a resample has to hold one; one that doesn't is drawn
+            anew. Where that is so nearly always, resamples are taken as they come.
+    """
+    rng = np.random.default_rng(seed)
+    units = int(unit_of.max()) + 1
+    chunk = min(RESAMPLES, max(1, _CHUNK_VALUES // len(unit_of)))
+    in_unit = np.array([np.bincount(unit_of, mask, units) for mask in needed]).reshape(len(needed), units)
+    wanted, drawn = RESAMPLES, 0
+    while wanted:
+        draws = rng.multinomial(units, np.full(units, 1 / units), size=chunk)
+        drawn += len(draws)
+        if drawn <= _MOST_DRAWS * RESAMPLES:
+            draws = draws[(draws @ in_unit.T > 0).all(axis=1)]
+        draws = draws[:wanted]
+        wanted -= len(draws)
+        if len(draws):
+            yield draws.T.astype(np.float32)[unit_of]

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.tasks import Predictions, Task
 from ..options import BASELINE, MARGIN
+from .formatting import percent
 from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
 from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
@@ -155,7 +156,7 @@ def _seeds_in_words(seeds: int, some_diverged: bool) -> str | None:
 
 def _intervals(seeds: str | None, bootstrap: Bootstrap | None) -> dict[str, str | None]:
     """What the intervals of a difference are, in words; `seeds` in words too, None: there is one."""
-    level = f"{LEVEL:.0%}".replace("%", " %")
+    level = percent(LEVEL)
     cases = f"{bootstrap.units:,} test {bootstrap.unit}" if bootstrap else "the test cases"
     both = f"{level} interval over seeds and {cases} (Obuchowski and Rockette)"
     over_seeds = f"{level} paired t interval over {seeds}: training noise, given this test set"

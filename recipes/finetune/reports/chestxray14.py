@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..data.images import BoxedFinding, ImageData
+from ..judging.formatting import percent
 from ..judging.intervals import LEVEL
 from ..options import BASELINE, Options
 from ..runs.finished import FinishedRun
@@ -101,7 +102,7 @@ def _text(run: FinishedRun, data: ImageData) -> str:
         f"This run: {run.options['model']} at {data.size} x {data.size} pixels on {images:,} test images of "
         f"{patients:,} patients (the official test list has 25,596 of 2,797), "
         + ("one seed" if seeds == 1 else f"means over {seeds} seeds")
-        + f", at the epoch that is best on validation. In brackets: {100 * LEVEL:.0f} % bootstrap intervals over "
+        + f", at the epoch that is best on validation. In brackets: {percent(LEVEL)} bootstrap intervals over "
         "patients, which is test-set noise, given these models. A mean leaves out diseases that are not scored.\n\n"
         "The last column is copied from the paper: the diseases and the mean are InMerge with VGG19, and below stand "
         "the means of the peers that its table names, none of them run here. It is for orientation and no mark to "

@@ -10,13 +10,18 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
 from ..data.tasks import Predictions
-from ..judging.metrics import positives, title_of
+from ..judging.formatting import percent
+from ..judging.metrics import METRICS, positives, title_of
+from ..judging.power import ALPHA
+from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import BACKBONE, PLOTS
 from .style import GREY, WIDTH, difference_legend, difference_rows, legend, looks, new_figure, text_colour, write_figure
+from .verdicts import judged_difference
 
 _BINS = 10
 _MOST_CELLS_WITH_NUMBERS = 120
+CEILING = 0.99
 _DIFFERENCES = ("auroc", "auprc", "balanced_accuracy", "accuracy")
 
 
@@ -33,14 +38,36 @@ def pictures(run: FinishedRun, *names: str) -> list[tuple[str, str]]:
     return drawn
 
 
+def _primary_difference(run: FinishedRun) -> Figure | None:
+    verdicts = run.summary["verdicts"]
+    rows = []
+    for found in verdicts:
+        difference = judged_difference(run.summary, found)
+        if difference is not None and found["mean"] is not None:
+            judged = {"low": found["low"], "high": found["high"]}
+            name = found["arm"] if found["reference"] == BASELINE else f"{found['arm']} -\n{found['reference']}"
+            rows.append((name, difference | judged))
+    if not rows:
+        return None
+    rule = run.summary["rule"]
+    figure, axes = new_figure(1.35 + 0.5 * len(rows))
+    difference_rows(axes, rows, rule["margin"])
+    lower = ", lower is better" if METRICS[rule["metric"]].lower_is_better else ""
+    axes.set_title(f"Test {title_of(rule['metric'])}{lower}: arm minus {BASELINE}", fontsize="medium", loc="left")
+    compared = sum(found["reference"] == BASELINE for found in verdicts)
+    difference_legend(figure, 1 - ALPHA / max(compared, 1), margin=True)
+    return figure
+
+
 def _differences(run: FinishedRun) -> Figure | None:
+    metrics = [metric for metric in _DIFFERENCES if metric != run.summary["rule"]["metric"]]
     if not run.other_arms:
         return None
-    height = len(_DIFFERENCES) * (0.5 + 0.42 * len(run.other_arms)) + 0.6
-    figure, panels = new_figure(height, len(_DIFFERENCES), 1)
-    for axes, metric in zip(panels.flat, _DIFFERENCES, strict=True):
+    height = len(metrics) * (0.5 + 0.42 * len(run.other_arms)) + 0.6
+    figure, panels = new_figure(height, len(metrics), 1)
+    for axes, metric in zip(panels.flat, metrics, strict=True):
         difference_rows(axes, [(arm, run.summary["differences"][arm][metric]) for arm in run.other_arms])
-        axes.set_title(f"Test {title_of(metric)}, arm minus baseline", fontsize="medium", loc="left")
+        axes.set_title(f"Test {title_of(metric)}, arm minus {BASELINE}", fontsize="medium", loc="left")
     difference_legend(figure)
     return figure
 
@@ -71,11 +98,23 @@ def _learning_curves(run: FinishedRun) -> Figure | None:
     return figure
 
 
-def _roc(run: FinishedRun) -> Figure:
+def at_ceiling(run: FinishedRun) -> list[str]:
+    """The scored classes whose AUROC is CEILING or more in every arm: their curves would be right angles."""
+    by_arm = run.summary["per_class"]
+    return [
+        name
+        for name in by_arm[run.arms[0]]
+        if all((found := by_arm[arm][name]["auroc"]["mean"]) is not None and found >= CEILING for arm in run.arms)
+    ]
+
+
+def _roc(run: FinishedRun) -> Figure | None:
     def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return roc_curve(positive, scores)[:2]
 
     figure, panels = _curves_by_class(run, curve)
+    if not panels:
+        return None
     for axes in panels:
         axes.plot((0, 1), (0, 1), color=GREY, linewidth=0.8, linestyle=":")
     figure.supxlabel("false positive rate", fontsize="medium")
@@ -83,12 +122,14 @@ def _roc(run: FinishedRun) -> Figure:
     return figure
 
 
-def _precision_recall(run: FinishedRun) -> Figure:
+def _precision_recall(run: FinishedRun) -> Figure | None:
     def curve(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         precision, recall, _ = precision_recall_curve(positive, scores)
         return recall, precision
 
-    figure, _ = _curves_by_class(run, curve)
+    figure, panels = _curves_by_class(run, curve)
+    if not panels:
+        return None
     figure.supxlabel("recall", fontsize="medium")
     figure.supylabel("precision", fontsize="medium")
     return figure
@@ -97,9 +138,15 @@ def _precision_recall(run: FinishedRun) -> Figure:
 def _curves_by_class(
     run: FinishedRun, curve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> tuple[Figure, list[Axes]]:
-    """A panel per class that has positive and negative cases on test, with a line per arm and seed."""
-    labels = run.predictions[run.arms[0]][0].labels
-    scored = {k: positive for k, positive in positives(run.task, labels).items() if 0 < positive.sum() < len(positive)}
+    """A panel per class that has positive and negative cases on test and is not at the ceiling; a line per arm and
+    seed.
+    """
+    labels, high = run.predictions[run.arms[0]][0].labels, at_ceiling(run)
+    scored = {
+        k: positive
+        for k, positive in positives(run.task, labels).items()
+        if 0 < positive.sum() < len(positive) and run.task.classes[k] not in high
+    }
     columns = min(3, max(1, len(scored)))
     rows = math.ceil(len(scored) / columns) or 1
     side = 4.2 if columns == 1 else WIDTH / columns + 0.2
@@ -114,7 +161,7 @@ def _curves_by_class(
                 axes.plot(
                     *curve(positive, found.probabilities[:, k]), label=label, alpha=0.75, **look | {"linewidth": 1.1}
                 )
-            axes.set_title(f"{run.task.classes[k]}\n{positive.sum()} of {len(positive)}", fontsize="small")
+            axes.set_title(f"{_short(run.task.classes[k], 24)}\n{positive.sum()} of {len(positive)}", fontsize="small")
             axes.set_aspect("equal")
             axes.grid(alpha=0.3)
     if scored:
@@ -156,6 +203,10 @@ def _outcomes_and_confidence(run: FinishedRun, found: Predictions) -> tuple[np.n
     return labels == probabilities.argmax(axis=1), probabilities.max(axis=1)
 
 
+def _short(name: str, longest: int) -> str:
+    return name if len(name) <= longest else f"{name[: longest - 2]}…"
+
+
 def _confusion(run: FinishedRun) -> Figure:
     if run.task.multi_label:
         return _label_aurocs(run)
@@ -165,7 +216,7 @@ def _confusion(run: FinishedRun) -> Figure:
     figure, panels = new_figure((0.6 + WIDTH / columns) * rows, rows, columns, squeeze=False)
     for axes in panels.flat[len(run.arms) :]:
         axes.set_visible(False)
-    names = [name if len(name) <= 14 else f"{name[:12]}…" for name in classes]
+    names = [_short(name, 14) for name in classes]
     for axes, arm in zip(panels.flat, run.arms, strict=False):
         counts = sum(
             confusion_matrix(found.labels, found.probabilities.argmax(axis=1), labels=range(len(classes)))
@@ -174,7 +225,7 @@ def _confusion(run: FinishedRun) -> Figure:
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
         for (i, j), share in np.ndenumerate(shares):
-            text = f"{share:.0%}" if len(classes) <= 8 else f"{100 * share:.0f}"
+            text = percent(share) if len(classes) <= 8 else f"{100 * share:.0f}"
             axes.text(j, i, text, ha="center", va="center", fontsize="small", color=text_colour(share))
         axes.set_xticks(range(len(classes)), names, rotation=40, ha="right", fontsize="small")
         axes.set_yticks(range(len(classes)), names, fontsize="small")
@@ -220,18 +271,24 @@ def _merge_rates(run: FinishedRun) -> Figure | None:
         image = axes.imshow(rate, cmap="cividis", vmin=0, vmax=largest, aspect="auto")
         if rate.size <= _MOST_CELLS_WITH_NUMBERS:
             for (i, j), value in np.ndenumerate(rate.to_numpy()):
-                text = "-" if np.isnan(value) else f"{value:.1%}"
+                text = "-" if np.isnan(value) else percent(value, 1)
                 axes.text(j, i, text, ha="center", va="center", fontsize="x-small", color=text_colour(value / largest))
         axes.set_xticks(range(rate.shape[1]), rate.columns)
         axes.set_yticks(range(rate.shape[0]), rate.index, fontsize="small")
         axes.set_title(arm, fontsize="medium", loc="left")
         axes.set_xlabel("epoch of the arm")
-        figure.colorbar(image, ax=axes, format="{x:.1%}")
+        figure.colorbar(image, ax=axes, format=lambda share, _: percent(share, 1))
     return figure
 
 
 _FIGURES: dict[str, tuple[Callable[[FinishedRun], Figure | None], str]] = {
-    "differences": (_differences, "Paired differences to the baseline on test, with both intervals"),
+    "primary_difference": (
+        _primary_difference,
+        "The difference to the baseline in the primary metric: a dot per seed, the mean with the interval over seeds "
+        "and test cases that it is judged by, and below it the intervals that hold one of both. Shaded: too small to "
+        "matter.",
+    ),
+    "differences": (_differences, "Differences to the baseline in other metrics on test, with their intervals"),
     "learning_curves": (_learning_curves, "Training loss and validation AUROC by epoch"),
     "roc": (_roc, "ROC curves on test, a line per arm and seed"),
     "precision_recall": (_precision_recall, "Precision-recall curves on test, a line per arm and seed"),

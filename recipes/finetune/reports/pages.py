@@ -18,6 +18,7 @@ from ..runs.finished import FinishedRun
 from ..runs.layout import PLOTS, REPORT
 from ..runs.sections import Section
 from .cards import write_cards
+from .checklist import checklist_section
 from .rendering import template
 from .style import (
     NO_DIFFERENCE,
@@ -38,7 +39,7 @@ def write_report(run: FinishedRun) -> Path:
     """Write plots/, report.html, report.md and a model card per arm; the path of report.html."""
     added = run.sections  # read first: a stranger's may name what it should not
     found = [section(run) for section in SECTIONS]
-    sections = [*(section for section in found if section), *added, settings_section(run)]
+    sections = [*(section for section in found if section), *added, settings_section(run), checklist_section(run)]
     _write(run.folder / REPORT, f"{run.name}: does merging help here?", sections)
     write_cards(run)
     return run.folder / REPORT

@@ -13,10 +13,11 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ..errors import printable
 from ..files import GENERATOR, write_bytes
-from ..judging.formatting import bounds, number, with_bounds
+from ..judging.formatting import bounds, number, percent, with_bounds
 from ..judging.intervals import LEVEL
 from ..runs.finished import FinishedRun
 
@@ -59,7 +60,7 @@ def mean_text(figure: dict[str, Any]) -> str | None:
 
 def share_text(count: dict[str, int]) -> str | None:
     """A cell with the share of drawn pairs that merged."""
-    return f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else None
+    return percent(count["merged"] / count["drawn"], 2) if count["drawn"] else None
 
 
 def plain_text(value: Any) -> str:
@@ -80,8 +81,14 @@ def write_figure(path: Path, figure: Figure) -> None:
     write_bytes(path, content.getvalue())
 
 
-def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]]) -> None:
-    """A row per difference of summary.json: a dot per seed; thick: its interval, thin: over seeds and over cases."""
+def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]], margin: float | None = None) -> None:
+    """A row per difference of summary.json: a dot per seed; thick: its interval, thin: over seeds and over cases.
+
+    Args:
+        margin: shades what is too small to matter.
+    """
+    if margin is not None:
+        axes.axvspan(-margin, margin, color="#DDE7EE", zorder=0)
     for place, (_, difference) in enumerate(rows):
         height = -place
         values = [value for value in difference["values"] if value is not None]
@@ -101,14 +108,24 @@ def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]]) -> None:
     axes.grid(axis="x", alpha=0.3)
 
 
-def difference_legend(figure: Figure) -> None:
-    level = f"{LEVEL:.0%}"
+def difference_legend(figure: Figure, judged: float = LEVEL, margin: bool = False) -> None:
+    """What difference_rows draws; `judged` is the level of the thick interval."""
+    level, judged_level = percent(LEVEL), number(100 * judged, "{:.4g} %")
     handles = [
         Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4, label="one seed"),
-        Line2D([], [], color=_COLOURS[0], marker="D", linewidth=3.5, label=f"mean, {level} interval"),
+        Line2D(
+            [],
+            [],
+            color=_COLOURS[0],
+            marker="D",
+            linewidth=3.5,
+            label=f"mean, {judged_level} interval",
+        ),
         Line2D([], [], color=_COLOURS[2], marker="|", linewidth=1.2, label=f"{level}, over seeds alone"),
         Line2D([], [], color=_COLOURS[1], marker="|", linewidth=1.2, label=f"{level}, over the test set alone"),
     ]
+    if margin:
+        handles.append(Patch(color="#DDE7EE", label="within the margin"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
 
 

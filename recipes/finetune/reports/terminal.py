@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..judging.formatting import number
+from ..judging.formatting import number, percent
 from ..judging.metrics import METRICS
 from ..judging.summary import left_out, metrics_of, total_merges
 from ..options import BASELINE
@@ -61,7 +61,7 @@ def _number_text(value: float | None, form: str) -> str:
 def _merge_lines(arm: str, merges: dict[str, dict[str, int]]) -> str:
     rows = [["layer", "drawn", "merged", "share"]]
     for layer, count in [*merges.items(), ("all", total_merges(merges))]:
-        share = f"{count['merged'] / count['drawn']:.2%}" if count["drawn"] else "-"
+        share = percent(count["merged"] / count["drawn"], 2) if count["drawn"] else "-"
         rows.append([layer, str(count["drawn"]), str(count["merged"]), share])
     return f"\nKernels merged by {arm}\n{aligned(rows)}"
 

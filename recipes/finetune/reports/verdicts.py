@@ -1,10 +1,12 @@
 """What the terminal and the reports say about the verdicts of a summary."""
 
+from pathlib import Path
 from typing import Any
 
-from ..judging.formatting import bounds, epoch_text, number
+from ..judging.formatting import bounds, epoch_text, number, with_bounds
 from ..judging.metrics import title_of
 from ..options import BASELINE
+from ..runs.finished import FinishedRun
 
 RULE = (
     "Equivalent is a claim about the margin; undecided is a claim about the experiment. An arm is equivalent where the "
@@ -63,3 +65,46 @@ def looks_text(summary: dict[str, Any]) -> str | None:
         f"This run was looked at {looks} times, while seeds or arms were added to it. Whoever stops at the first p "
         "below .05 over 3 to 10 looks is wrong in 17 % of cases; --planned-seeds, set at the start, says when to judge."
     )
+
+
+def plain_sentence(found: dict[str, Any]) -> str:
+    """A verdict for whoever reads one sentence."""
+    arm, reference, metric, margin = found["arm"], found["reference"], title_of(found["metric"]), found["margin"]
+    subject = "Merging" if arm == "inmerge" else arm
+    against = "" if reference == BASELINE else f" against {reference}"
+    outcome = found["outcome"]
+    if outcome == "diverged":
+        return f"{subject} can't be judged{against}: training broke down in some seeds."
+    if outcome == "not judged":
+        return f"{subject} is not judged{against}: {found['sentence'].partition(': ')[2]}."
+    if outcome == "identical":
+        return f"{subject} changed nothing{against}: the weights are the same in every seed."
+    apart = (0.0, margin, -margin)
+    close = with_bounds(found["mean"], found["equivalence_low"], found["equivalence_high"], apart)
+    moved = with_bounds(found["mean"], found["low"], found["high"], apart)
+    if outcome == "equivalent":
+        return (
+            f"{subject} made no difference that matters{against}: it moved test {metric} by {close}, within the margin "
+            f"of {margin:g}."
+        )
+    if outcome == "undecided":
+        needed = found["seeds_needed"]
+        seeds = f"; about {needed:,} seeds would decide it" if needed else "; more seeds would not decide it"
+        return (
+            f"Whether {'merging' if arm == 'inmerge' else arm} helps{against} is undecided: it moved test {metric} by "
+            f"{moved}, which may be nothing or may matter{seeds}."
+        )
+    size = f"more than the margin of {margin:g}" if found["beyond_margin"] else "by how much is open"
+    verb = "helped" if outcome == "better" else "did harm"
+    return f"{subject} {verb}{against}: it moved test {metric} by {moved}, {size}."
+
+
+def origin_text(run: FinishedRun) -> str:
+    """The weights that a run began with, by their exact tag where it is known."""
+    options, found = run.options, run.versions.get("model") or {}
+    if options["checkpoint"]:
+        return f"weights from {Path(options['checkpoint']).name}"
+    if not options["pretrained"]:
+        return "random weights"
+    where = f" ({found['weights']})" if found.get("weights") else ""
+    return f"timm's pretrained weights {found['name']}{where}" if found.get("name") else "timm's pretrained weights"

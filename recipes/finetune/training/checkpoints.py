@@ -1,8 +1,10 @@
 """Checkpoints of a stage, one per epoch, from which a killed run goes on to the same numbers.
 
-A checkpoint is a folder `state/epoch_<n>`: accelerate's own state, the progress so far, the best epoch's weights, and
-a manifest with the checksum of each file. It is written under another name and renamed when it is whole, and the last
-two are kept, so that a newest one that the disk spoiled can be told and passed over.
+A checkpoint is a folder `state/epoch_<n>`: accelerate's own state, the progress so far, and a manifest with the
+checksum of each file. The best epoch's weights lie beside the checkpoints, once, as `state/best_<n>.safetensors`; the
+manifests vouch for them too. A checkpoint is written under another name and renamed when it is whole, and the last two
+are kept, so that a newest one that the disk spoiled can be told and passed over. The older one makes room before the
+next is written.
 """
 
 import os
@@ -20,13 +22,18 @@ from ..files import PARTIAL, flush, read_json, sha256_of, storage_errors, write_
 from ..runs.results import Progress
 
 KEPT = 2
-BEST = "best.safetensors"
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress.json"
+_BESIDE = "../"
 
 
 def checkpoint_folder(state: Path, epochs: int) -> Path:
     return state / f"epoch_{epochs:04d}"
+
+
+def best_weights(state: Path, epoch: int) -> Path:
+    """Where the weights of an epoch lie while it is the best."""
+    return state / f"best_{epoch:04d}.safetensors"
 
 
 def save_checkpoint(
@@ -35,7 +42,7 @@ def save_checkpoint(
     """Save everything that the next epoch depends on.
 
     Args:
-        new_best: the weights of this epoch if it is the best so far; None: those of the checkpoint before are kept.
+        new_best: the weights of this epoch if it is the best so far; None: those that lie there are kept.
     """
     folder = checkpoint_folder(state, progress.epochs)
     partial = folder.with_name(folder.name + PARTIAL)
@@ -43,7 +50,11 @@ def save_checkpoint(
     # The waiting stays outside: what it raises when another process has ended is no error of the disk.
     if main:
         with storage_errors(folder):
-            shutil.rmtree(partial, ignore_errors=True)
+            for path in (partial, folder):  # one that was passed over
+                shutil.rmtree(path, ignore_errors=True)
+            for old in _newest_first(state)[KEPT - 1 :]:
+                shutil.rmtree(old)
+            _remove_unused_weights(state)
             partial.mkdir(parents=True)
     accelerator.wait_for_everyone()
     with storage_errors(folder):
@@ -51,25 +62,42 @@ def save_checkpoint(
     accelerator.wait_for_everyone()
     if main:
         with storage_errors(folder):
-            _save_best(partial, checkpoint_folder(state, progress.epochs - 1) / BEST, new_best)
             write_json(partial / _PROGRESS, asdict(progress))
             files = sorted(path for path in partial.iterdir() if path.is_file())
             for path in files:
                 flush(path)
-            write_json(partial / _MANIFEST, {path.name: sha256_of(path) for path in files})
-            shutil.rmtree(folder, ignore_errors=True)
+            checksums = {path.name: sha256_of(path) for path in files}
+            write_json(partial / _MANIFEST, checksums | _save_best(state, progress, new_best))
             os.replace(partial, folder)
             flush(state)
-            for old in _newest_first(state)[KEPT:]:
-                shutil.rmtree(old)
+            _remove_unused_weights(state)
     accelerator.wait_for_everyone()
 
 
-def _save_best(folder: Path, before: Path, new_best: dict[str, torch.Tensor] | None) -> None:
+def _save_best(state: Path, progress: Progress, new_best: dict[str, torch.Tensor] | None) -> dict[str, str]:
+    """What the manifest says of the best weights: their checksum, where there are any."""
     if new_best is not None:
-        write_weights(folder / BEST, new_best)
-    elif before.exists():
-        shutil.copyfile(before, folder / BEST)
+        path = best_weights(state, progress.best_epoch)
+        write_weights(path, new_best)
+        return {_BESIDE + path.name: sha256_of(path)}
+    before = checkpoint_folder(state, progress.epochs - 1) / _MANIFEST
+    return _vouched_for(before) if before.exists() else {}
+
+
+def _remove_unused_weights(state: Path) -> None:
+    """Of epochs that no checkpoint takes for the best any more."""
+    used = {name for folder in _newest_first(state) for name in _vouched_for(folder / _MANIFEST)}
+    for path in state.glob("best_*"):
+        if _BESIDE + path.name not in used:
+            path.unlink()
+
+
+def _vouched_for(manifest: Path) -> dict[str, str]:
+    """The best weights in a manifest, by their place; none where it is damaged."""
+    try:
+        return {name: checksum for name, checksum in read_json(manifest).items() if name.startswith(_BESIDE)}
+    except InputError:
+        return {}
 
 
 def load_checkpoint(accelerator: Accelerator, state: Path) -> Progress | None:

@@ -20,7 +20,7 @@ from ..options import Options
 from ..runs.layout import STATE, last_part
 from ..runs.results import Progress, read_result, write_curves, write_predictions, write_result
 from .arms import merge_settings
-from .checkpoints import BEST, checkpoint_folder, load_checkpoint, save_checkpoint
+from .checkpoints import best_weights, load_checkpoint, save_checkpoint
 from .epoch import train_epoch
 from .evaluation import evaluate, trained_weights_put_back, use_evaluated_weights
 from .merge_tally import total_merges
@@ -163,7 +163,7 @@ def _finish(session: Session, progress: Progress) -> None:
     epoch = progress.epochs
     state = stage.folder / STATE
     if stage.keeps_best and progress.best_epoch < epoch:
-        session.bare_model.load_state_dict(load_file(checkpoint_folder(state, epoch) / BEST))
+        session.bare_model.load_state_dict(load_file(best_weights(state, progress.best_epoch)))
         kept = evaluate(session, parts)
         epoch = progress.best_epoch
     result: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from finetune.data.tasks import Task
-from finetune.judging.intervals import bootstrap, paired_t
+from finetune.judging.intervals import bootstrap, paired_t, resamples
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
@@ -104,25 +104,47 @@ def test_bootstrap_of_a_class_is_scikit_learns_auroc_on_each_redrawn_test_set(mo
     found = bootstrap(LABELS, labels, arms, patients)
     names = np.unique(patients)
     assert (found.unit, found.units) == ("patients", len(names))
-    draws = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    every = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=10 * resamples)
+    of_patient = np.stack([labels[np.array(patients) == name].sum(axis=0) for name in names])
+    images = np.array([patients.count(name) for name in names])
+    held = (every @ of_patient > 0) & (every @ (images[:, None] - of_patient) > 0)
+    assert not held[:resamples, 1].all()
+    draws = every[held.all(axis=1)][:resamples]
     expected = {arm: np.full((2, resamples), np.nan) for arm in arms}
     for resample, draw in enumerate(draws):
         drawn = [name for name, times in zip(names, draw, strict=True) for _ in range(times)]
         rows = [row for name in drawn for row in range(30) if patients[row] == name]
         for arm, seeds in arms.items():
             for k in (0, 1):
-                if len(set(labels[rows, k])) == 2:
-                    aurocs = [roc_auc_score(labels[rows, k], scores[rows, k]) for scores in seeds]
-                    expected[arm][k, resample] = np.mean(aurocs)
-    assert 0 < np.isnan(expected["inmerge"][1]).mean() < 0.9
+                aurocs = [roc_auc_score(labels[rows, k], scores[rows, k]) for scores in seeds]
+                expected[arm][k, resample] = np.mean(aurocs)
     for k, name in enumerate("ab"):
         for arm in arms:
             values = found.replicates([arm], name)[:, 0].mean(axis=1)
             np.testing.assert_allclose(values, expected[arm][k], rtol=0, atol=1e-12)
-        quantiles = np.nanquantile(expected["inmerge"][k] - expected["baseline"][k], [0.025, 0.975])
+        quantiles = np.quantile(expected["inmerge"][k] - expected["baseline"][k], [0.025, 0.975])
         assert found.interval("inmerge", "baseline", name) == pytest.approx(tuple(quantiles))
     values = found.replicates(["inmerge"])[:, 0].mean(axis=1)
-    np.testing.assert_allclose(values, np.nanmean(expected["inmerge"], axis=0), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(values, np.mean(expected["inmerge"], axis=0), rtol=0, atol=1e-12)
     assert found.interval("inmerge") == pytest.approx(
-        tuple(np.nanquantile(np.nanmean(expected["inmerge"], axis=0), [0.025, 0.975]))
+        tuple(np.quantile(np.mean(expected["inmerge"], axis=0), [0.025, 0.975]))
     )
+
+
+def test_a_macro_mean_is_over_the_same_labels_in_all_resamples() -> None:
+    """Of a label with two positive cases many draws have none: without it the mean would be another figure."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([np.arange(200) % 2, np.isin(np.arange(200), (0, 1))], axis=1).astype(int)
+    scores = np.stack([0.3 * labels[:, 0] + rng.random(200), labels[:, 1] + rng.random(200)], axis=1)
+    found = bootstrap(LABELS, labels, {"baseline": [scores]})
+    assert found.aurocs["b"].min() == 1  # a perfect label, in every resample
+    means = (found.aurocs["a"] + found.aurocs["b"]) / 2
+    np.testing.assert_allclose(found.figures["auroc"], means, atol=1e-12)
+    for metric in ("auprc", "kappa"):
+        assert np.isfinite(found.figures[metric]).all()
+
+
+def test_labels_too_rare_to_be_drawn_together_end_the_redrawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune.judging.intervals.RESAMPLES", 20)
+    needed = [np.arange(400) == k for k in range(40)]
+    assert sum(weights.shape[1] for weights in resamples(np.arange(400), needed)) == 20

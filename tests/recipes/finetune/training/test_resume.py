@@ -157,3 +157,17 @@ def test_full_disk_leaves_the_last_checkpoint(
     assert json.loads((run / "seed_0/baseline/state/epoch_0001/progress.json").read_text())["epochs"] == 1
     run_digits(run, *SETTINGS, "--resume")
     assert_same(run, reference)
+
+
+def test_the_best_weights_are_kept_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At its peak a stage holds two checkpoints of weights and momentum, and the weights of two best epochs."""
+    run, real, sizes = tmp_path / "run", finetune.training.checkpoints.sha256_of, []
+
+    def measured(path: Path) -> str:
+        sizes.append(sum(file.stat().st_size for file in run.glob("seed_0/inmerge/state/**/*") if file.is_file()))
+        return real(path)
+
+    monkeypatch.setattr(finetune.training.checkpoints, "sha256_of", measured)
+    run_digits(run, *SETTINGS, "--epochs", "0", "--inmerge-epochs", "4", "--arms", "baseline", "inmerge")
+    weights = (run / "seed_0/inmerge/model.safetensors").stat().st_size
+    assert 5 < max(sizes) / weights < 6.5

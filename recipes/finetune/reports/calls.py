@@ -1,0 +1,74 @@
+"""How each arm calls the classes, and how well its probabilities are calibrated."""
+
+import numpy as np
+
+from ..judging.formatting import percent
+from ..judging.metrics import positives
+from ..judging.operating import Rate, calibration, operating
+from ..runs.finished import FinishedRun
+from ..runs.sections import Section
+from .style import number_text
+
+
+def calls_section(run: FinishedRun) -> Section | None:
+    """A row per class and arm: the threshold chosen on validation, sensitivity and specificity on test."""
+    if not run.arms:
+        return None
+    several = run.task.kind in ("multi-class", "ordinal")
+    by_arm = {arm: operating(run.task, run.validation[arm], run.predictions[arm]) for arm in run.arms}
+    rows = []
+    for name in by_arm[run.arms[0]]:
+        for arm, found in by_arm.items():
+            cells = [] if several else [_thresholds_text(found[name].thresholds)]
+            rows.append([name, arm, *cells, _rate_text(found[name].sensitivity), _rate_text(found[name].specificity)])
+    how = (
+        "The likeliest class is called."
+        if several
+        else "A case is called positive from the probability on at which sensitivity and specificity together are best "
+        "on validation; test has no part in it."
+    )
+    unit = "patients" if run.predictions[run.arms[0]][0].patients else "cases"
+    text = (
+        f"{how} Means over seeds on test, with Wilson's 95 % intervals for as many {unit} as there are of the class, "
+        "or of the others."
+    )
+    header = ("class", "arm", *(() if several else ("threshold",)), "sensitivity", "specificity")
+    return Section("Sensitivity and specificity", text, header, rows)
+
+
+def calibration_section(run: FinishedRun) -> Section | None:
+    """A row per class and arm: calibration slope and intercept, each a mean over seeds."""
+    if not run.arms:
+        return None
+    rows = []
+    for k, positive in positives(run.task, run.predictions[run.arms[0]][0].labels).items():
+        for arm in run.arms:
+            found = [calibration(positive, seed.probabilities[:, k]) for seed in run.predictions[arm]]
+            known = [seed for seed in found if seed is not None]
+            rows.append(
+                [run.task.classes[k], arm, _mean([x.slope for x in known]), _mean([x.intercept for x in known])]
+            )
+    text = (
+        "Of the log odds of what is so by those that were predicted, on test, mean ± standard deviation over seeds: a "
+        "slope of 1 and an intercept of 0 are perfect. A slope below 1 says that probabilities are too extreme, an "
+        "intercept above 0 that they are too low on the whole. There is no slope where the probabilities of a class "
+        "tell its cases from the others without an error."
+    )
+    return Section("Calibration", text, ("class", "arm", "slope", "intercept"), rows)
+
+
+def _mean(values: list[float | None]) -> str | None:
+    if not values or None in values:
+        return None
+    spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+    return f"{number_text(float(np.mean(values)), '{:.2f}')}{spread}"
+
+
+def _thresholds_text(thresholds: tuple[float, ...]) -> str:
+    return ", ".join(f"{threshold:.3g}" for threshold in thresholds)
+
+
+def _rate_text(rate: Rate | None) -> str | None:
+    if rate is None:
+        return None
+    return f"{percent(rate.value, 1)} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
