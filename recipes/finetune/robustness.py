@@ -257,6 +257,7 @@ def summarise_run(scorer: RunScorer) -> dict[str, Any]:
         "seeds": run.seeds,
         "arms": run.arms,
         "severities": {name: [str(value) for value in values] for name, values in suite.severities.items()},
+        "chosen": bool(scorer.wanted.corruptions),
         "left_out": suite.left_out,
         **summarise_robustness(run.task, data.suite, clean, scorer.cells()),
         "attacks": _attacks(scorer, clean),
