@@ -6,7 +6,6 @@ each run folder, and a task that of its stage, so that no stage is ever trained 
 file system of the run folders, and nothing else.
 """
 
-import importlib
 import logging
 import os
 import pickle
@@ -22,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import inmerge_optim
 
 from .data.images import ImageData
 from .errors import InputError, first_line
@@ -187,28 +188,31 @@ def _following(trial: Trial, part: Part, left: set[Part]) -> list[Part]:
 def _submit(ray: Any, trial: Trial, part: Part) -> Any:
     """Start a part as a task in a process of its own, which Ray starts again if it dies."""
     options = trial.options
-    paths = [str(Path(__file__).parents[1]), str(Path(torch.__file__).parents[1])]
-    package = importlib.import_module("inmerge_optim")
-    paths += [str(Path(package.__file__).parents[1])]
-    module, threads = __name__, options.cpus_per_task
+    paths = [str(Path(file).parents[1]) for file in (__file__, inmerge_optim.__file__)]
+    module, folder, threads = __name__, os.getcwd(), options.cpus_per_task
     content = ray.cloudpickle.dumps((options, trial.load_data, part, trial.add_sections))
 
-    # By value, since the new process has to find this project first.
+    # Travels by value, since the new process has to find this project first.
     def work(content: bytes) -> tuple[Any, bool]:
         import importlib
         import sys
 
         sys.path[:0] = [path for path in paths if path not in sys.path]
-        return importlib.import_module(module).work_on(content, threads)
+        return importlib.import_module(module).work_on(content, folder, threads)
 
     settings = {"num_cpus": options.cpus_per_task, "num_gpus": options.gpus_per_task, "max_calls": 1}
     return ray.remote(**settings, max_retries=_RETRIES)(work).options(name=f"{trial.name} {part}").remote(content)
 
 
-def work_on(content: bytes, threads: int) -> tuple[Outcome, bool]:
-    """In a process of Ray: run a part of a trial; what ended it, and whether there is more to do."""
+def work_on(content: bytes, folder: str, threads: int) -> tuple[Outcome, bool]:
+    """In a process of Ray: run a part of a trial; what ended it, and whether there is more to do.
+
+    Args:
+        folder: where the command was given, which relative paths start from.
+    """
     torch.set_num_threads(threads)
     try:
+        os.chdir(folder)
         return None, run_part(*pickle.loads(content))
     except RunHeld as held:
         return held, True

@@ -119,7 +119,10 @@ class Options:
     drop_twins: bool = False
     """Leave an image that lies in several splits, by its pixels, or a patient who does, in the last of them alone."""
     limit_train: int | None = None
-    """Train on so many images, drawn by --split-seed, for a dry run."""
+    """Train on so many images, drawn by --split-seed: a dry run, or a trial with little data."""
+    label_noise: float = 0.0
+    """Share of the training labels that are replaced by another one at random, drawn by --split-seed; of a multi-label
+    task, share of the entries that are turned over. Validation and test keep theirs."""
     workers: int = 0
     """Worker processes that load batches."""
     tracker: str = "none"
@@ -191,8 +194,10 @@ def _read_config(kind: type[Options], path: Path) -> list[str]:
     words: list[str] = []
     names: set[str] = set()
     content = _config_content(path)
-    if content.pop(MARGIN_CHOSEN, None) is False:  # in the config.yaml of a run whose margin is the default
-        content.pop("margin", None)
+    if MARGIN_CHOSEN in content:  # the config.yaml of a run
+        content.pop("config", None)
+        if content.pop(MARGIN_CHOSEN) is False:
+            content.pop("margin", None)
     for key, value in content.items():
         name = str(key).replace("-", "_")
         if name not in known:
@@ -250,8 +255,9 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
     if not 0 <= options.hflip <= 1:
         raise InputError(f"--hflip must be a probability between 0 and 1, not {options.hflip}")
-    if not 0 <= options.smoothing < 1:
-        raise InputError(f"--smoothing must be at least 0 and below 1, not {options.smoothing}")
+    for name in ("smoothing", "label_noise"):
+        if not 0 <= getattr(options, name) < 1:
+            raise InputError(f"--{_flag(name)} must be at least 0 and below 1, not {getattr(options, name)}")
     _check_seeds(options)
     if options.checkpoint and not options.pretrained:
         raise InputError(

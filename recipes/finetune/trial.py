@@ -14,6 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from .data.images import ImageData
+from .data.label_noise import with_label_noise
 from .data.twins import note_near_twins, settle_leaks
 from .errors import InputError, damage_told, first_line
 from .judging.metrics import has_auroc
@@ -241,7 +242,8 @@ def run_part(
 
 
 def _load(accelerator: Accelerator, options: Options, load_data: Callable[[], ImageData]) -> ImageData:
-    return _limit_train(options, _settle_leaks(accelerator, options, load_data()))
+    data = _settle_leaks(accelerator, options, load_data())
+    return _limit_train(options, with_label_noise(data, options.label_noise, options.split_seed))
 
 
 def _is_judged(run: Path, options: Options) -> bool:

@@ -11,7 +11,9 @@ import pytest
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("recipe", ["chestxray", "imagefolder", "medmnist2d", "predict", "report", "sensitivity"])
+@pytest.mark.parametrize(
+    "recipe", ["chestxray", "imagefolder", "medmnist2d", "predict", "report", "robustness", "sensitivity"]
+)
 def test_help_is_given_without_torch(recipe: str) -> None:
     program = (
         "import runpy, sys\n"

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from .corruptions import GENERAL
 from .squares import RESAMPLING, Form
 from .tasks import Task, label_counts
 
@@ -110,6 +111,7 @@ class ImageData:
         folds: of cross-validation, the data of each fold; train, val and test of the whole then hold all cases, in the
             order in which the folds test them.
         form: how an image file becomes what the splits hold; None: it is squashed into their square.
+        suite: which of SUITES in corruptions.py fits it.
     """
 
     name: str
@@ -124,6 +126,7 @@ class ImageData:
     own_scores: Callable[[np.ndarray], dict[str, float | None]] | None = None
     folds: tuple["ImageData", ...] = ()
     form: Form | None = None
+    suite: str = GENERAL
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -75,9 +75,13 @@ class Metric:
 
 
 def score(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
+    task: Task,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    thresholds: Thresholds | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, float | None]:
-    """The figures of METRICS; see Scored for the arguments.
+    """The figures of METRICS, or those of these names; see Scored for the other arguments.
 
     Multi-label tasks get the mean over the labels that have positive and negative cases, and of accuracy, which needs
     no threshold but 0.5, over all. AUROC, AUPRC (average precision) and F1 are macro means over the classes that have
@@ -90,6 +94,7 @@ def score(
     return {
         name: metric.of(scored) if metric.of else _mean(list(_by_class(metric.of_class, scored).values()))
         for name, metric in METRICS.items()
+        if names is None or name in names
     }
 
 

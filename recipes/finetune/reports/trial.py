@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.label_noise import NOISE_FILE
 from ..data.twins import LEAK_FILE
 from ..files import read_json
 from ..judging.metrics import has_auroc, title_of
@@ -113,7 +114,12 @@ def _trial(run: FinishedRun) -> Section:
     if options["cooldown_epochs"]:
         text += f" The merging arms merged nothing in their last {options['cooldown_epochs']} epochs."
     if options["limit_train"]:
-        text += f" Only {options['limit_train']} training images were used: this is a dry run."
+        text += f" Only {options['limit_train']:,} training images were used."
+    if options.get("label_noise"):
+        text += (
+            f" Of the training labels {options['label_noise']:.0%} were replaced at random ({NOISE_FILE}); validation "
+            "and test have their own."
+        ).replace("%", " %")
     return Section("The trial", text, *_split_table(description.get("splits", {})))
 
 

@@ -18,7 +18,19 @@ from ..judging.metrics import choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import MARGIN, MARGIN_CHOSEN
 from .config import read_config
-from .layout import CONFIG, CURVES, DATA, FOLDS, MERGES, RESULT, SUMMARY, VERSIONS, WEIGHTS, stage_folder
+from .layout import (
+    CONFIG,
+    CURVES,
+    DATA,
+    FOLDS,
+    MERGES,
+    RESULT,
+    ROBUSTNESS,
+    SUMMARY,
+    VERSIONS,
+    WEIGHTS,
+    stage_folder,
+)
 from .looks import read_looks
 from .results import read_predictions, read_whole_result
 from .sections import Section, read_sections
@@ -137,8 +149,8 @@ class FinishedRun:
 
     @property
     def sections(self) -> list[Section]:
-        """What the recipe added to the report."""
-        return read_sections(self.folder)
+        """What the recipe added to the report, and robustness.py after it."""
+        return [*read_sections(self.folder), *read_sections(self.folder, ROBUSTNESS)]
 
     def stage(self, seed: int, name: str) -> Path:
         return stage_folder(self.folder, seed, name)

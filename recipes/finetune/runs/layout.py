@@ -14,6 +14,8 @@ REPORT = "report.html"
 PLOTS = "plots"
 TENSORBOARD = "tensorboard"
 LOCK = "inmerge.lock"  # there while a launch works in the folder
+ROBUSTNESS = "robustness"  # a folder: what recipes/robustness.py found
+FIGURES_TABLE = "figures.csv"  # in it, beside a SUMMARY and SECTIONS of its own
 
 # Of a stage, in the folder that stage_folder names.
 BACKBONE = "backbone"

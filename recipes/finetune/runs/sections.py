@@ -28,16 +28,18 @@ class Section:
     figures: Sequence[tuple[str, str]] = ()
 
 
-def write_sections(run: Path, sections: Sequence[Section]) -> None:
-    write_json(run / SECTIONS, [asdict(section) for section in sections])
+def write_sections(run: Path, sections: Sequence[Section], part: str = "") -> None:
+    """Keep the sections of the recipe, or those of a part of the run folder."""
+    write_json(run / part / SECTIONS, [asdict(section) for section in sections])
 
 
-def read_sections(run: Path) -> list[Section]:
-    """The sections that a recipe added, none of them where it added none."""
-    if not (run / SECTIONS).exists():
+def read_sections(run: Path, part: str = "") -> list[Section]:
+    """The sections that were kept there, none of them where there are none."""
+    file = run / part / SECTIONS
+    if not file.exists():
         return []
-    sections = [Section(**content) for content in read_json(run / SECTIONS, list)]
+    sections = [Section(**content) for content in read_json(file, list)]
     for path, _ in (figure for section in sections for figure in section.figures):
         if not Path(os.path.realpath(run / path)).is_relative_to(run.resolve()) or not regular_file(run / path):
-            raise InputError(f"{run / SECTIONS} names the picture {path}, which is not in the run folder")
+            raise InputError(f"{file} names the picture {path}, which is not in the run folder")
     return sections

@@ -37,7 +37,7 @@ def load_chestxray14(options: ChestXrayOptions) -> ImageData:
         catalogue = read_nih_tree(options.data_dir, options.allow_missing)
     else:
         catalogue = read_nih_hub(options.hub, options.hub_revision)
-    return prepared_data(
+    data = prepared_data(
         _split(catalogue, options),
         Form(options.side, grey=True),
         prepared_dir=options.prepared_in,
@@ -45,6 +45,7 @@ def load_chestxray14(options: ChestXrayOptions) -> ImageData:
         workers=options.processes,
         allow_missing=options.allow_missing,
     )
+    return replace(data, suite="chestmnist")  # the same radiographs
 
 
 def _split(catalogue: Catalogue, options: ChestXrayOptions) -> Catalogue:

@@ -88,7 +88,7 @@ def load_medmnist(
     def own_scores(probabilities: np.ndarray) -> dict[str, float | None]:
         return _evaluator_scores(name, source_size, path.parent, probabilities)
 
-    return ImageData(name, task, **splits, files={path.name: found}, own_scores=own_scores)
+    return ImageData(name, task, **splits, files={path.name: found}, own_scores=own_scores, suite=name)
 
 
 def _data_folder(data_dir: Path | None) -> Path:
@@ -241,10 +241,10 @@ def _evaluator_scores(name: str, size: int, root: Path, probabilities: np.ndarra
 
 
 def _check(options: DatasetOptions) -> None:
-    if options.split_seed and options.limit_train is None:
+    if options.split_seed and options.limit_train is None and not options.label_noise:
         raise InputError(
-            f"--split-seed has no effect on {options.dataset}, which has official splits, without --limit-train: leave "
-            "it out"
+            f"--split-seed has no effect on {options.dataset}, which has official splits, without --limit-train or "
+            "--label-noise: leave it out"
         )
     if options.prepared_dir and options.source_size <= _LARGEST_IN_MEMORY:
         raise InputError(
