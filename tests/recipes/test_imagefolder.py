@@ -414,7 +414,9 @@ def test_a_tree_as_users_have_it(
     assert {row["case"] for row in split if not row["split"]} == reasons.keys()
     counts = [sum(row["split"] == part for row in split) for part in ("train", "val", "test")]
     assert sum(counts) == 82
-    assert f"| test | {counts[2]} | – |" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert f"| images | {' | '.join(map(str, counts))} |" in text
+    assert "| patients |" not in text
     assert f"- test: {counts[2]} images\n" in (folder / "seed_0/inmerge/README.md").read_text()
 
 
