@@ -2,8 +2,8 @@
 
     python benchmarks/corruption_speed.py --sides 28 224
 
-Each figure is the median over severities and both repeats; the largest and the smallest severity may differ several
-times, as a wide blur takes longer than a narrow one.
+Each figure is the median over severities and both repeats, by the time that the core spent on it, so that other work on
+the machine counts little. Severities may differ several times: a wide blur takes longer than a narrow one.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def speeds(side: int, channels: int, count: int) -> dict[str, float]:
     seconds: dict[str, list[float]] = {}
     for name, parameters in {name: values for suite in suites for name, values in suite.items()}.items():
         for parameter in parameters * REPEATS:
-            start = time.perf_counter()
+            start = time.process_time()
             corrupt(images, cases, name, parameter)
-            seconds.setdefault(name, []).append(time.perf_counter() - start)
+            seconds.setdefault(name, []).append(time.process_time() - start)
     return {name: count / statistics.median(values) for name, values in seconds.items()}
 
 

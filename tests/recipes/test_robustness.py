@@ -137,6 +137,7 @@ def test_report_shows_it_and_report_py_keeps_it(scored: Path, capsys: pytest.Cap
         assert (scored / f"robustness/{name}.png").stat().st_size > 5000
         assert f"robustness/{name}.png" in text
     assert "saturate, as it needs colours" in text
+    assert "2 corruptions (chosen by name from the general set, as MedMNIST-C defines each)" in text
     report.main([str(scored)])
     assert (scored / "report.md").read_text() == text
 

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..data.corruptions import SEVERITIES, Suite, corrupt
+from ..data.corruptions import GENERAL, SEVERITIES, Suite, corrupt
 from ..data.images import ImageData
-from ..judging.formatting import number
+from ..judging.formatting import number, percent
 from ..judging.intervals import LEVEL
 from ..judging.medmnistc import BASELINE_SIZE, SMALLEST_GROWTH
 from ..judging.metrics import title_of
@@ -83,12 +83,12 @@ def _heading(summary: dict[str, Any]) -> str:
 
 
 def _text(summary: dict[str, Any]) -> str:
-    suite, size = summary["suite"], summary["size"]
+    size = summary["size"]
     verdicts = "\n\n".join(f"{found['sentence']}." for found in summary["verdicts"])
     what = (
         f"The kept weights of every arm and seed on the test images under {len(summary['by_severity'])} corruptions "
-        f"({suite}'s of MedMNIST-C), each of {len(SEVERITIES)} severities, made at {size} x {size} pixels and the same "
-        "for all arms and seeds. Nothing was trained, and no threshold was chosen on corrupted images. Figures under "
+        f"({_origin(summary)}), each of {len(SEVERITIES)} severities, made at {size} x {size} pixels and the same for "
+        "all arms and seeds. Nothing was trained, and no threshold was chosen on corrupted images. Figures under "
         "corruption are means over severities and corruptions."
     )
     left_out = "; ".join(f"{name}, as {reason}" for name, reason in summary["left_out"].items())
@@ -99,6 +99,13 @@ def _text(summary: dict[str, Any]) -> str:
         "as there are arms, so that both can be claimed together."
     )
     return "\n\n".join(part for part in (verdicts, what, rule if verdicts else "") if part)
+
+
+def _origin(summary: dict[str, Any]) -> str:
+    """Where the corruptions are from, and whether someone has chosen among them."""
+    name = summary["suite"]
+    whose = "the general set, as MedMNIST-C defines each" if name == GENERAL else f"those of MedMNIST-C for {name}"
+    return f"chosen by name from {whose}" if summary["chosen"] else whose
 
 
 def _overall(run: FinishedRun, summary: dict[str, Any]) -> tuple[list[str], list[list[str | None]]]:
@@ -114,7 +121,7 @@ def _overall(run: FinishedRun, summary: dict[str, Any]) -> tuple[list[str], list
 def _corruptions_text(summary: dict[str, Any]) -> str:
     text = (
         "AUROC as the mean over severities; after each difference its interval over seeds and test "
-        f"{summary['unit']} at {LEVEL:.0%}, not adjusted for how many there are."
+        f"{summary['unit']} at {percent(LEVEL)}, not adjusted for how many there are."
     ).replace("%", " %")
     if not summary["relative"]:
         return text + f" MedMNIST-C's relative errors are not given: AlexNet's are not known for {summary['suite']}."
@@ -215,7 +222,7 @@ def _shift(run: FinishedRun, data: ImageData) -> Section | None:
     text = (
         "Images that differ by where they come from: AUROC on one part and on another, over the labels that both parts "
         "can score, mean over seeds. The epoch was chosen on validation, which flatters it a little. In the last "
-        f"columns what an arm loses beyond the baseline's loss, with its {LEVEL:.0%} bootstrap interval over the "
+        f"columns what an arm loses beyond the baseline's loss, with its {percent(LEVEL)} bootstrap interval over the "
         f"{unit} of both parts, given these models; not adjusted for how many there are."
     ).replace("%", " %")
     return Section("Shift in the data themselves", text, header, rows)
