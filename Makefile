@@ -23,7 +23,10 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
+	$(BIN)/python benchmarks/merge_cost.py
 	$(BIN)/python benchmarks/step_cost.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/recipe_vs_peers.py
 
 # What the tests don't notice of a change in the method; hours on one core (docs/development.md).
 mutants: .venv/installed

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
 import inmerge_optim
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_every_public_name_can_be_had_and_is_told_of():
@@ -33,6 +37,31 @@ def test_the_names_are_listed_without_importing_torch():
 
 
 def test_one_version_is_told_everywhere():
-    root = Path(__file__).parents[1]
-    assert f'version = "{inmerge_optim.__version__}"' in (root / "pyproject.toml").read_text().splitlines()
-    assert f"version: {inmerge_optim.__version__}" in (root / "CITATION.cff").read_text().splitlines()
+    assert f'version = "{inmerge_optim.__version__}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+    assert f"version: {inmerge_optim.__version__}" in (ROOT / "CITATION.cff").read_text().splitlines()
+
+
+def test_the_wheel_has_the_recipes_and_runs_them_from_anywhere(tmp_path):
+    pytest.importorskip("tyro", reason="the recipes' libraries are not installed")
+    build = [
+        "from hatchling.builders.wheel import WheelBuilder",
+        f"next(WheelBuilder({str(ROOT)!r}).build(directory={str(tmp_path)!r}))",
+    ]
+    subprocess.run([sys.executable, "-c", "; ".join(build)], cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
+
+    def recipes(*arguments):
+        command = [sys.executable, "-m", "inmerge_recipes", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    assert recipes("--help").returncode == 0
+    assert "demo.yaml" in recipes().stdout
+    assert recipes("no_such_recipe").returncode == 2
+    told = recipes("medmnist2d", "--config", "demo.yaml", "--lr", "-1")
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
+    assert "--lr must be at least 0, not -1" in told.stderr
+    assert "finetune/reports/templates/report.html.j2" in {
+        name.removeprefix("inmerge_recipes/") for name in zipfile.ZipFile(wheel).namelist()
+    }

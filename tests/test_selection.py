@@ -175,6 +175,18 @@ def test_bad_arguments_are_refused(arguments, message):
         kernel_layers(Plain(), **arguments)
 
 
+def test_the_only_layer_is_not_skipped_and_a_model_without_layers_has_none_to_skip():
+    with pytest.raises(ValueError, match="skip_layers is 1, but Sequential has 1 counted layers: skip fewer"):
+        kernel_layers(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), 1)
+    assert kernel_layers(nn.Sequential(nn.Linear(224, 2)), 1) == []
+
+
+def test_a_linear_layer_of_one_row_has_no_partners():
+    model = nn.Sequential(nn.Linear(224, 1), nn.Linear(1, 2))
+    layers = kernel_layers(model, names=["0", "1"], layer_types=(nn.Linear,))
+    assert reasons(layers) == {"0": "one kernel per group", "1": ""}
+
+
 def test_transposed_convolutions_are_refused():
     with pytest.raises(TypeError, match="ConvTranspose2d"):
         kernel_layers(Plain(), layer_types=(nn.ConvTranspose2d,))

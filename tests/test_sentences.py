@@ -109,7 +109,7 @@ REFUSALS = {
         lambda: kernel_layers(sharded("Sharded", FSDPModule)),
         ValueError,
         "Sharded is sharded by FSDP2 and can't be traced: call kernel_layers before sharding, and pass "
-        "names=[layer.name for layer in layers if layer.selected]",
+        "names=[layer for layer in layers if layer.selected]",
     ),
     "FSDP1": (
         lambda: wrapped(sharded("FullyShardedDataParallel")),

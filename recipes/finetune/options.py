@@ -17,6 +17,7 @@ from .files import read_yaml
 BASELINE = "baseline"  # the arm that the others are compared with
 MARGIN = 0.005
 MARGIN_CHOSEN = "margin_chosen"  # what config.yaml says beside the options
+_CONFIGS = Path(__file__).parents[1] / "configs"
 _LARGEST_SEED = 2**32 - 1  # of scikit-learn's generators
 # Beyond these a mistake is likelier than a wish, and a machine runs out of memory or of processes.
 _AT_MOST = {"image_size": 4096, "prepare_size": 4096, "workers": 512, "prepare_workers": 512}
@@ -185,7 +186,13 @@ def _config_paths(argv: list[str]) -> list[Path]:
     """The value of --config, found ahead of the parser because it sets the parser's defaults."""
     paths = [Path(value) for word, value in pairwise(argv) if word == "--config"]
     paths += [Path(word.removeprefix("--config=")) for word in argv if word.startswith("--config=")]
-    return [whole("--config", path) for path in paths[-1:]]
+    return [whole("--config", _found(path)) for path in paths[-1:]]
+
+
+def _found(path: Path) -> Path:
+    """A file of configs/ may be given by its name alone, wherever the recipes are installed."""
+    known = _CONFIGS / path.name
+    return known if path.parent == Path() and not path.exists() and known.exists() else path
 
 
 def _read_config(kind: type[Options], path: Path) -> list[str]:

@@ -69,8 +69,6 @@ class Kept:
 
 def kept_model(run: FinishedRun, seed: int | None, arm: str | None) -> Kept:
     """The model of an arm, by default the only one beside the baseline, and a seed, by default the first there is."""
-    if run.folds:
-        raise InputError(f"{run.folder} is cross-validated, and has a model for each fold but none of all: train one")
     if arm is None:
         others = [found for found in run.arms if found != BASELINE]
         arm = others[0] if len(others) == 1 else BASELINE if not others else None

@@ -27,7 +27,7 @@ from .judging.summary import difference_of
 from .options import BASELINE, Options
 from .runs.finished import FinishedRun
 from .runs.kept_logits import logits_file, read_logits, write_logits
-from .runs.layout import CONFIG, FIGURES_TABLE, FOLDS, ROBUSTNESS, SUMMARY, WEIGHTS, stage_folder
+from .runs.layout import CONFIG, FIGURES_TABLE, FOLDS, ROBUSTNESS, SUMMARY, WEIGHTS
 from .sources.reopened import reopened
 from .training.attacks import ATTACKS, attack
 from .training.batches import crop
@@ -76,7 +76,7 @@ def check_weights(run: FinishedRun) -> None:
     if not run.arms:
         raise InputError(f"all arms of the run in {run.folder} diverged in all seeds: there is nothing to score")
     for seed, arm in _stages(run):
-        for path in _weights(run, seed, arm):
+        for path in run.weights(seed, arm):
             if not path.is_file():
                 raise InputError(f"{path} is not there, by which the run would be scored: put it back, or train anew")
 
@@ -84,12 +84,6 @@ def check_weights(run: FinishedRun) -> None:
 def _stages(run: FinishedRun) -> list[tuple[int, str]]:
     """Seeds and arms, without those that diverged."""
     return [(seed, arm) for seed in run.seeds for arm in run.arms if seed in run.finished_seeds(arm)]
-
-
-def _weights(run: FinishedRun, seed: int, arm: str) -> list[Path]:
-    """Of a stage; of cross-validation those of each fold."""
-    folds = range(run.folds) if run.folds else [None]
-    return [stage_folder(run.folder, seed, arm, fold) / WEIGHTS for fold in folds]
 
 
 def open_data(run: FinishedRun, wanted: Wanted) -> tuple[Options, ImageData]:
@@ -200,7 +194,7 @@ class RunScorer:
     def _kept_models(self, seed: int, arm: str) -> list[KeptModel]:
         versions = self.run.versions
         precision, expected = versions["launch"].get("precision", "no"), versions.get("model")
-        paths = _weights(self.run, seed, arm)
+        paths = self.run.weights(seed, arm)
         return [load_kept_model(self.options, self.data, path, precision, expected) for path in paths]
 
     def _made_from(self, seed: int, arm: str, name: str) -> str:

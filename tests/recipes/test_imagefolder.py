@@ -48,6 +48,12 @@ def run_in(folder: Path, *arguments: object, name: str = "run", report: bool = F
     return folder / name
 
 
+def parsed(folder: Path, *arguments: object) -> OwnImagesOptions:
+    """The options that the recipe makes of these arguments."""
+    arguments = ("--image-size", 16, "--prepare-workers", 0, "--prepared-dir", folder / "prepared", *arguments)
+    return parse_options(OwnImagesOptions, [str(argument) for argument in arguments])
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return partial(run_in, tmp_path)
@@ -254,7 +260,7 @@ def test_arms_are_paired_in_every_fold_under_augmentation(run: Run, animals: lis
 
 
 def test_a_split_can_be_given_back(animals: list[object], tmp_path: Path) -> None:
-    options = parse_options(OwnImagesOptions, [*map(str, [*animals, "--prepared-dir", tmp_path / "p"])])
+    options = parsed(tmp_path, *animals)
     first = find_own_images(options, allow_missing=False)
     path = tmp_path / "split.csv"
     write_csv(path, *first.data(16).tables["split.csv"])
@@ -267,7 +273,7 @@ def test_a_split_can_be_given_back(animals: list[object], tmp_path: Path) -> Non
 
 
 def test_folds_can_be_given_back(animals: list[object], tmp_path: Path) -> None:
-    options = parse_options(OwnImagesOptions, [*map(str, [*animals, "--folds", 4, "--prepared-dir", tmp_path / "p"])])
+    options = parsed(tmp_path, *animals, "--folds", 4)
     first = find_own_images(options, allow_missing=False)
     path = tmp_path / "split.csv"
     write_csv(path, *first.data(16).tables["split.csv"])
@@ -338,14 +344,16 @@ def test_planted_twins_and_a_patient_in_two_splits_are_named_and_refused(
         "and 1 patients of leaky lie in several splits (1 in train and test): p04: drop the copies outside test with "
         "--drop-twins, or go on with them by --allow-twins"
     )
-    for option in ("--drop-twins", "--allow-twins"):
-        folder = run(*leaky, option, name=option)
-        leaks = rows_of(folder / "leaks.csv")
-        assert [row["kind"] for row in leaks] == ["image"] * 4 + ["patient"] * 2
-        assert len({row["case"] for row in leaks}) == 6
-        recorded = json.loads((folder / "data.json").read_text())
-        assert "1 of them with conflicting labels" in recorded["leaks"][0]
-        assert "pairs of images over the splits look alike" in recorded["near_twins"]
+    folder = run(*leaky, "--drop-twins")
+    leaks = rows_of(folder / "leaks.csv")
+    assert [row["kind"] for row in leaks] == ["image"] * 4 + ["patient"] * 2
+    assert len({row["case"] for row in leaks}) == 6
+    recorded = json.loads((folder / "data.json").read_text())
+    assert "1 of them with conflicting labels" in recorded["leaks"][0]
+    assert "pairs of images over the splits look alike" in recorded["near_twins"]
+    trained = {part: found["images"] for part, found in recorded["splits"].items()}
+    allowed = load_own_images(parsed(folder.parent, *leaky, "--allow-twins"))
+    assert len(allowed.train) == trained["train"] + 3
 
 
 def test_a_look_before_the_trial(leaky: list[object], run: Run, tmp_path: Path, capsys) -> None:
@@ -406,7 +414,9 @@ def test_a_tree_as_users_have_it(
     assert {row["case"] for row in split if not row["split"]} == reasons.keys()
     counts = [sum(row["split"] == part for row in split) for part in ("train", "val", "test")]
     assert sum(counts) == 82
-    assert f"| test | {counts[2]} | – |" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert f"| images | {' | '.join(map(str, counts))} |" in text
+    assert "| patients |" not in text
     assert f"- test: {counts[2]} images\n" in (folder / "seed_0/inmerge/README.md").read_text()
 
 

@@ -123,6 +123,14 @@ def test_flattened_parameters_raise_with_what_to_do(flatten):
         optimizer.step()
 
 
+def test_a_flattened_linear_layer_raises_too():
+    model = network()
+    optimizer = wrapped(model, names=["head"], layer_types=(torch.nn.Linear,))
+    optimizer.param_groups[0]["params"] = each_alone(optimizer.param_groups[0]["params"])
+    with pytest.raises(RuntimeError, match=r"the weight of head had shape \(4, 8\) .*flattened or replaced"):
+        optimizer.step()
+
+
 def test_a_parameter_that_was_flattened_and_is_the_same_object_raises_before_the_base_steps():
     """FSDP1 with use_orig_params keeps the parameters, and gives them this rank's part of a flat one as data."""
     model = network()

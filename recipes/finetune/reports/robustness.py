@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ..data.corruptions import GENERAL, SEVERITIES, Suite, corrupt
 from ..data.images import ImageData
-from ..judging.formatting import number
+from ..judging.formatting import number, percent
 from ..judging.intervals import LEVEL
 from ..judging.medmnistc import BASELINE_SIZE, SMALLEST_GROWTH
 from ..judging.metrics import title_of
@@ -121,7 +121,7 @@ def _overall(run: FinishedRun, summary: dict[str, Any]) -> tuple[list[str], list
 def _corruptions_text(summary: dict[str, Any]) -> str:
     text = (
         "AUROC as the mean over severities; after each difference its interval over seeds and test "
-        f"{summary['unit']} at {LEVEL:.0%}, not adjusted for how many there are."
+        f"{summary['unit']} at {percent(LEVEL)}, not adjusted for how many there are."
     ).replace("%", " %")
     if not summary["relative"]:
         return text + f" MedMNIST-C's relative errors are not given: AlexNet's are not known for {summary['suite']}."
@@ -222,7 +222,7 @@ def _shift(run: FinishedRun, data: ImageData) -> Section | None:
     text = (
         "Images that differ by where they come from: AUROC on one part and on another, over the labels that both parts "
         "can score, mean over seeds. The epoch was chosen on validation, which flatters it a little. In the last "
-        f"columns what an arm loses beyond the baseline's loss, with its {LEVEL:.0%} bootstrap interval over the "
+        f"columns what an arm loses beyond the baseline's loss, with its {percent(LEVEL)} bootstrap interval over the "
         f"{unit} of both parts, given these models; not adjusted for how many there are."
     ).replace("%", " %")
     return Section("Shift in the data themselves", text, header, rows)

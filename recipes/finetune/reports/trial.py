@@ -7,6 +7,7 @@ from typing import Any
 from ..data.label_noise import NOISE_FILE
 from ..data.twins import LEAK_FILE
 from ..files import read_json
+from ..judging.formatting import percent
 from ..judging.metrics import has_auroc, title_of
 from ..judging.summary import left_out, metric_in_words, metrics_of, total_merges
 from ..options import BASELINE, MARGIN_CHOSEN
@@ -117,9 +118,9 @@ def _trial(run: FinishedRun) -> Section:
         text += f" Only {options['limit_train']:,} training images were used."
     if options.get("label_noise"):
         text += (
-            f" Of the training labels {options['label_noise']:.0%} were replaced at random ({NOISE_FILE}); validation "
-            "and test have their own."
-        ).replace("%", " %")
+            f" Of the training labels {percent(options['label_noise'])} were replaced at random ({NOISE_FILE}); "
+            "validation and test have their own."
+        )
     return Section("The trial", text, *_split_table(description.get("splits", {})))
 
 

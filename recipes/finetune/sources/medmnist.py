@@ -68,12 +68,12 @@ def load_medmnist(
     for part in PARTS:
         with _part_told(path, part), np.load(path) as arrays:
             labels = _array(arrays, f"{part}_labels")
-            source = ArrayImages(path, f"{part}_images", found)
-            if source_size <= _LARGEST_IN_MEMORY:
-                source.array = _array(arrays, f"{part}_images")
+            name_of_images = f"{part}_images"
+            in_memory = source_size <= _LARGEST_IN_MEMORY
+            source = _array(arrays, name_of_images) if in_memory else ArrayImages(path, name_of_images, found)
         labels = _checked_labels(source, labels, path, part, colour, task)
-        if source.array is not None:
-            planes = np.moveaxis(source.array, -1, 1) if colour else source.array[:, None]
+        if isinstance(source, np.ndarray):
+            planes = np.moveaxis(source, -1, 1) if colour else source[:, None]
             images = resize(np.ascontiguousarray(planes), size)
         else:
             folder = (prepared_dir or default_prepared_dir()) / f"{path.stem}-{size}px" / part
@@ -142,17 +142,12 @@ def _part_told(path: Path, part: str) -> Iterator[None]:
 
 
 class ArrayImages:
-    """The images of an array in an .npz file, which are read one after another as they are asked for.
-
-    Attributes:
-        array: all of them, where they were read at once.
-    """
+    """The images of an array in an .npz file, which are read one after another as they are asked for."""
 
     def __init__(self, path: Path, name: str, checksum: str) -> None:
         self._path, self._name, self._checksum = path, name, checksum
         self._stream: IO[bytes] | None = None
         self._next = 0
-        self.array: np.ndarray | None = None
         with self._open() as stream:
             self.shape, self.dtype = _header(stream)
 
@@ -197,7 +192,7 @@ def open_array(encoded: bytes, window: Window) -> Opened:
 
 
 def _checked_labels(
-    images: ArrayImages, labels: np.ndarray, path: Path, part: str, colour: bool, task: Task
+    images: np.ndarray | ArrayImages, labels: np.ndarray, path: Path, part: str, colour: bool, task: Task
 ) -> np.ndarray:
     """The labels as int64, of images and labels that are as MedMNIST has them."""
     shape = images.shape

@@ -78,7 +78,7 @@ def test_reports_name_what_broke(broken: Path, tmp_path: Path) -> None:
         "inmerge diverged in 1 of 3 seeds: inmerge is not judged against baseline on AUROC, since the seeds that "
         "survive are no fair sample; these alone: ",
         "dissimilar diverged in 3 of 3 seeds: dissimilar is not judged against baseline on AUROC, since no seed is",
-        "| best (1, -, 1) |",
+        "| epoch kept | 1, 1, 1 | 1, -, 1 |",
     ):
         assert words in text
     assert not (broken / "seed_1/inmerge/README.md").exists()
