@@ -10,7 +10,7 @@ demo: .venv/installed
 	$(BIN)/python recipes/medmnist2d.py --config recipes/configs/demo.yaml --output runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # What must hold whatever instructions of the processor torch uses.
 portable: .venv/installed

@@ -46,9 +46,8 @@ import chestxray
 import finetune.training.stage as stage
 import medmnist2d
 
-NAME, CLASSES = "breastmnist", 2
+CLASSES = 2
 PARTS = ("train", "val", "test")
-COUNTS = medmnist.INFO[NAME]["n_samples"]  # which the class insists on
 Times = dict[str, list[float]]
 
 
@@ -56,12 +55,12 @@ def clock() -> float:
     return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
 
 
-def write_images(folder: Path) -> None:
+def write_images(folder: Path, dataset: str) -> None:
     rng, arrays = np.random.default_rng(0), {}
-    for part, count in COUNTS.items():
+    for part, count in medmnist.INFO[dataset]["n_samples"].items():
         arrays[f"{part}_images"] = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
         arrays[f"{part}_labels"] = rng.permutation(np.arange(count) % CLASSES)[:, None].astype(np.uint8)
-    np.savez(folder / f"{NAME}.npz", **arrays)
+    np.savez(folder / f"{dataset}.npz", **arrays)
 
 
 def new_model(options: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -120,7 +119,7 @@ def recipe(run: Callable[[list[str]], None], options: argparse.Namespace, found:
 
 def timm_way(folder: Path, options: argparse.Namespace) -> Callable[[], None]:
     side, (model, optimizer) = options.image_size, new_model(options)
-    kind = getattr(medmnist, medmnist.INFO[NAME]["python_class"])
+    kind = getattr(medmnist, medmnist.INFO[options.dataset]["python_class"])
     loaders = {
         part: create_loader(
             kind(part, root=folder, as_rgb=True),
@@ -146,11 +145,11 @@ def medmnist_way(folder: Path, options: argparse.Namespace) -> Callable[[], None
     steps = [transforms.ToTensor(), transforms.Normalize(mean=[0.5], std=[0.5])]
     if side != 28:
         steps.insert(0, transforms.Resize((side, side), interpolation=transforms.InterpolationMode.NEAREST))
-    kind = getattr(medmnist, medmnist.INFO[NAME]["python_class"])
+    kind = getattr(medmnist, medmnist.INFO[options.dataset]["python_class"])
     sets = {part: kind(part, root=folder, as_rgb=True, transform=transforms.Compose(steps)) for part in PARTS}
     training = DataLoader(sets["train"], batch_size=options.batch_size, shuffle=True)
     loaders = {part: DataLoader(images, batch_size=options.batch_size) for part, images in sets.items()}
-    evaluators = {part: medmnist.Evaluator(NAME, part, root=folder) for part in PARTS}
+    evaluators = {part: medmnist.Evaluator(options.dataset, part, root=folder) for part in PARTS}
 
     def epoch() -> None:
         train(model, optimizer, training)
@@ -182,16 +181,19 @@ def print_table(found: Times) -> None:
 
 def against_peers(options: argparse.Namespace) -> None:
     found: Times = {}
+    counts = medmnist.INFO[options.dataset]["n_samples"]  # which the class insists on
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_images(folder)
+        write_images(folder, options.dataset)
         ways = {
             "timm's loader": timm_way(folder, options),
             "MedMNIST's way": medmnist_way(folder, options),
-            "floor": floor(COUNTS["train"], COUNTS["val"], options),
+            "floor": floor(counts["train"], counts["val"], options),
         }
         for _ in range(options.rounds):
-            recipe(medmnist2d.main, options, found, "--dataset", NAME, "--data-dir", name, "--allow-modified")
+            recipe(
+                medmnist2d.main, options, found, "--dataset", options.dataset, "--data-dir", name, "--allow-modified"
+            )
             for way, epoch in ways.items():
                 for _ in range(options.epochs):
                     start = clock()
@@ -229,6 +231,7 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--dataset", default="breastmnist", help="of two classes: breastmnist, or pneumoniamnist")
     parser.add_argument("--image-size", type=int, default=28)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=2, help="in each round")

@@ -11,11 +11,34 @@ import torch
 SHARED = Path(os.environ.get("INMERGE_TEST_DATA", Path(__file__).parents[2] / "shared"))
 
 
+# Files that take minutes, begun first, so that no process waits for one at the end.
+LONG = (
+    "test_sigkill",
+    "test_processes",
+    "test_distributed",
+    "test_signals",
+    "test_recipe_nodes",
+    "test_divergence",
+    "test_ray",
+    "test_imagefolder",
+    "test_model_zoo",
+    "test_sensitivity",
+    "test_robustness",
+    "test_resume",
+    "test_chestxray",
+    "test_damaged_runs",
+    "test_predict",
+    "test_report",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Docstrings show figures, which must be the same on any processor."""
+    """Docstrings show figures, which must be the same on any processor; and long files come first."""
     for item in items:
         if isinstance(item, pytest.DoctestItem):
             item.add_marker("portable")
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,7 @@ class Options:
     batch_size: int = 128
     """Images per optimizer step, over all processes and accumulation steps."""
     opt: str = "sgd"
-    """Any timm optimizer."""
+    """Any timm optimizer. timm's sgd has Nesterov's momentum; momentum is SGD with the plain one, the paper's."""
     lr: float = 0.01
     """Learning rate of the backbone stage."""
     inmerge_lr: float | None = None

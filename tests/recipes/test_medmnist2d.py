@@ -30,7 +30,8 @@ def test_run_folder_has_its_form(digits_run: Path) -> None:
     """Every file of the run folder is there, and nothing half-written."""
     found = {str(path.relative_to(digits_run)) for path in digits_run.rglob("*") if path.is_file()}
     stage = {"metrics.csv", "model.safetensors", "predictions_val.csv", "result.json", "timing.json"}
-    expected = {"config.yaml", "versions.json", "looks.json", "data.json", "summary.json", "summary.csv"}
+    expected = {"config.yaml", "versions.json", "looks.json", "data.json", "near_twins.csv"}
+    expected |= {"summary.json", "summary.csv"}
     expected |= {f"seed_0/backbone/{name}" for name in stage}
     for arm in ("baseline", "inmerge"):
         expected |= {f"seed_0/{arm}/{name}" for name in stage | {"predictions_test.csv", "merges.csv"}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
@@ -29,6 +29,13 @@ from small_runs import Killed, run_digits, run_recipe
 
 SHORT = ["--epochs", "2", "--inmerge-epochs", "1", "--similarity-threshold", "-0.5"]
 CHOSEN = ["--corruptions", "gaussian_noise", "contrast_down"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_resamples() -> Iterator[None]:
+    """A tenth of the resamples, which take most of the time, and of which nothing here depends."""
+    with mock.patch("finetune.judging.intervals.RESAMPLES", 200):
+        yield
 
 
 @pytest.fixture(scope="module")

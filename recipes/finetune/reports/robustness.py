@@ -122,7 +122,7 @@ def _corruptions_text(summary: dict[str, Any]) -> str:
     text = (
         "AUROC as the mean over severities; after each difference its interval over seeds and test "
         f"{summary['unit']} at {percent(LEVEL)}, not adjusted for how many there are."
-    ).replace("%", " %")
+    )
     if not summary["relative"]:
         return text + f" MedMNIST-C's relative errors are not given: AlexNet's are not known for {summary['suite']}."
     means = "; ".join(
@@ -224,7 +224,7 @@ def _shift(run: FinishedRun, data: ImageData) -> Section | None:
         "can score, mean over seeds. The epoch was chosen on validation, which flatters it a little. In the last "
         f"columns what an arm loses beyond the baseline's loss, with its {percent(LEVEL)} bootstrap interval over the "
         f"{unit} of both parts, given these models; not adjusted for how many there are."
-    ).replace("%", " %")
+    )
     return Section("Shift in the data themselves", text, header, rows)
 
 

@@ -70,7 +70,7 @@ def predict(session: Session, part: str) -> torch.Tensor:
     accelerator, model, loader = session.accelerator, session.model, session.loaders[part]
     model.eval()
     logits, rows = [], []
-    with torch.no_grad():
+    with torch.inference_mode():
         for batch in loader:
             gathered = accelerator.gather_for_metrics((model(session.as_input(batch)).float(), batch["rows"]))
             logits.append(gathered[0].cpu())

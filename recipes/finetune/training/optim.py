@@ -1,6 +1,8 @@
 """The optimizer and the schedule of a stage, from timm's factories."""
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import timm.optim
 import torch
@@ -22,7 +24,12 @@ def create_optimizer(options: Options, model: nn.Module, lr: float) -> Optimizer
         raise InputError(f"--opt {options.opt} is unknown to timm{near_names(options.opt, known)}")
     try:
         optimizer = timm.optim.create_optimizer_v2(
-            model, options.opt, lr=lr, weight_decay=options.weight_decay, momentum=options.momentum
+            model,
+            options.opt,
+            lr=lr,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            **_fused(options.opt),
         )
     except (ImportError, AssertionError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"timm can't build --opt {options.opt} here ({error}): choose another one") from error
@@ -30,7 +37,15 @@ def create_optimizer(options: Options, model: nn.Module, lr: float) -> Optimizer
         raise InputError(
             f"--opt {options.opt} needs second derivatives, which the trial doesn't compute: choose another"
         )
+    optimizer._step_supports_amp_scaling = False  # fused ones would handle overflows in a way that merging arms can't
     return optimizer
+
+
+def _fused(name: str) -> dict[str, Any]:
+    """One kernel for all of a parameter's update, where torch has it: several times as fast on the CPU."""
+    optimizer = timm.optim.get_optimizer_class(name, bind_defaults=False)
+    from_torch = optimizer.__module__.startswith("torch.optim.")
+    return {"fused": True} if from_torch and "fused" in inspect.signature(optimizer).parameters else {}
 
 
 def create_schedule(options: Options, optimizer: Optimizer, stage: str, epochs: int) -> Scheduler:

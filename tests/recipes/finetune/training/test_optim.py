@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from finetune.options import Options
-from finetune.training.optim import create_schedule, follow_plateau
+from finetune.training.optim import create_optimizer, create_schedule, follow_plateau
 from finetune.training.plan import arm_stage
 
 
@@ -56,3 +56,14 @@ def test_plateau_falls_when_the_loss_has_not_improved_and_begins_with_a_fresh_op
 def test_arms_go_on_at_the_rate_that_the_backbone_ends_with(settings: dict[str, object], expected: float) -> None:
     stage = arm_stage(Options(**settings), Path("run"), 0, "inmerge")
     assert stage.lr == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("name", "fused"), [("sgd", True), ("momentum", True), ("adamw", True), ("lamb", None)])
+def test_torchs_optimizers_update_by_fused_kernels(name: str, fused: bool | None) -> None:
+    optimizer = create_optimizer(Options(opt=name), torch.nn.Linear(2, 2), 0.1)
+    assert optimizer.param_groups[0].get("fused") is fused
+
+
+@pytest.mark.parametrize(("name", "nesterov"), [("sgd", True), ("momentum", False)])
+def test_momentum_is_plain_and_sgd_is_nesterovs(name: str, nesterov: bool) -> None:
+    assert create_optimizer(Options(opt=name), torch.nn.Linear(2, 2), 0.1).param_groups[0]["nesterov"] is nesterov
