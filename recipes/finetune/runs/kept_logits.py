@@ -19,7 +19,8 @@ def logits_file(run: Path, seed: int, arm: str, change: str) -> Path:
 
 def write_logits(path: Path, logits: torch.Tensor, made_from: str) -> None:
     """Keep logits of any shape, with what they were made from, by which they are known again."""
-    write_bytes(path, save({"logits": logits.contiguous()}, {"made_from": made_from, "crc32": _checksum(logits)}))
+    about = f"{made_from} {_checksum(logits)}"  # in one entry, since safetensors writes several in any order
+    write_bytes(path, save({"logits": logits.contiguous()}, {"made_from_and_crc32": about}))
 
 
 def read_logits(path: Path, made_from: str) -> torch.Tensor | None:
@@ -28,13 +29,14 @@ def read_logits(path: Path, made_from: str) -> torch.Tensor | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            about, logits = file.metadata(), file.get_tensor("logits")
-        if about["crc32"] != _checksum(logits):
-            raise KeyError("another checksum")
-    except (SafetensorError, OSError, KeyError, TypeError):
+            about, logits = file.metadata()["made_from_and_crc32"], file.get_tensor("logits")
+        kept, _, checksum = about.partition(" ")
+        if checksum != _checksum(logits):
+            raise ValueError("another checksum")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         warnings.warn(f"{path} is damaged: these images are scored anew", CheckpointWarning, stacklevel=2)
         return None
-    return logits if about["made_from"] == made_from else None
+    return logits if kept == made_from else None
 
 
 def _checksum(logits: torch.Tensor) -> str:
