@@ -8,13 +8,15 @@ import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from multiprocessing.context import ForkProcess
+from multiprocessing.context import ForkServerProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 from small_runs import run_recipe
 
-FORK = multiprocessing.get_context("fork")
+# A fork of the tests' own process would inherit torch's threads, which live in the parent alone; the server has none.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["small_runs", "medmnist2d", "finetune.trial"])
 
 LIMIT = 60  # seconds; what takes longer, be it on a busy machine, hangs
 
@@ -52,9 +54,9 @@ def snapshot(folder: Path) -> dict[str, object]:
     return found
 
 
-def launch(folder: Path, *arguments: object, begin: Barrier | None = None) -> ForkProcess:
+def launch(folder: Path, *arguments: object, begin: Barrier | None = None) -> ForkServerProcess:
     """A launch in a process of its own, which has imported all it needs; it waits for `begin`, where that is given."""
-    process = FORK.Process(target=_run_in, args=(folder, begin, arguments))
+    process = SERVER.Process(target=_run_in, args=(folder, begin, arguments))
     process.start()
     return process
 
@@ -76,7 +78,7 @@ def _errors_file(pid: int) -> Path:
     return Path(f"errors-{pid}")
 
 
-def errors_of(folder: Path, process: ForkProcess) -> str:
+def errors_of(folder: Path, process: ForkServerProcess) -> str:
     """What a launch of this folder said on its standard error."""
     return (folder / _errors_file(process.pid)).read_text()
 

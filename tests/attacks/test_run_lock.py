@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from attacking import errors_of, launch, sentence
+from attacking import SERVER, errors_of, launch, sentence
 from finetune.errors import InputError
 from finetune.runs import lock
 from finetune.runs.layout import LOCK
@@ -194,7 +194,7 @@ def test_pairs_of_launches_at_the_same_moment(tmp_path: Path) -> None:
         folder.mkdir()
         short = ["--dataset", "digits", *QUICK, "--epochs", "1", "--inmerge-epochs", "1", "--limit-train", "400"]
         short += ["--output", "run", *(["--resume"] if pair % 4 == 0 else [])]
-        begin = FORK.Barrier(2)
+        begin = SERVER.Barrier(2)
         processes = {
             rate: launch(folder, *short, "--lr", rate, *(["--resume"] if resumes else []), begin=begin)
             for rate, resumes in (("0.01", False), ("0.3", pair % 2))

@@ -54,11 +54,12 @@ def create_schedule(options: Options, optimizer: Optimizer, stage: str, epochs: 
     All of these depend on the number of the epoch alone, so that a resumed run needs no state of theirs; plateau is
     constant here, see follow_plateau.
     """
+    milestones = options.decay_milestones if options.sched == "multistep" else ()
     schedule, _ = create_scheduler_v2(
         optimizer,
-        "constant" if options.sched == "plateau" else options.sched,
+        "cosine" if options.sched == "cosine" else "multistep",  # the oldest timm has no constant one
         num_epochs=max(epochs, 1),
-        decay_milestones=[epoch + 1 for epoch in sorted(options.decay_milestones)],  # timm decays one epoch early
+        decay_milestones=[epoch + 1 for epoch in sorted(milestones)],  # timm decays one epoch early
         warmup_epochs=options.warmup_epochs if stage == "backbone" else 0,
     )
     return schedule
