@@ -13,22 +13,22 @@ SHARED = Path(os.environ.get("INMERGE_TEST_DATA", Path(__file__).parents[2] / "s
 
 # Files that take minutes, begun first, so that no process waits for one at the end.
 LONG = (
+    "test_resume",
+    "test_imagefolder",
+    "test_robustness",
+    "test_distributed",
+    "test_divergence",
     "test_sigkill",
     "test_processes",
-    "test_distributed",
-    "test_signals",
-    "test_recipe_nodes",
-    "test_divergence",
-    "test_ray",
-    "test_imagefolder",
-    "test_model_zoo",
-    "test_sensitivity",
-    "test_robustness",
-    "test_resume",
-    "test_chestxray",
-    "test_damaged_runs",
-    "test_predict",
     "test_report",
+    "test_sensitivity",
+    "test_damaged_runs",
+    "test_model_zoo",
+    "test_arms",
+    "test_medmnist2d",
+    "test_summary",
+    "test_chestxray",
+    "test_signals",
 )
 
 

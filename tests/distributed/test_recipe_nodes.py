@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from launching import torchrun
 from small_runs import QUICK, assert_same
 
 RECIPE = str(Path(__file__).parents[2] / "recipes" / "medmnist2d.py")
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_run_folder_of_one_machine_with_two_processes(tmp_path):
     settings = [
         "--dataset",

@@ -223,6 +223,7 @@ def test_cross_validation_scores_every_case_in_every_seed(folded: Path) -> None:
     assert "Each of the 3 folds has a model of its own" in card
 
 
+@pytest.mark.slow
 def test_a_cross_validated_run_that_was_killed_goes_on(folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the stages of a fold, and then while those of a seed are joined: it ends with the same files."""
     again = partial(run_in, folded.parent, *animals_in(folded.parent), *FOLDED, "--resume", name="killed")

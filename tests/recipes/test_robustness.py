@@ -246,6 +246,7 @@ def test_no_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no run folder is given" in refusal(capsys)
 
 
+@pytest.mark.slow
 def test_all_corruptions_of_a_set_are_scored_by_default(made_medmnist: Callable[..., Path], tmp_path: Path) -> None:
     """On a coloured set, from its file, with what it leaves out named."""
     data = made_medmnist("bloodmnist", colour=True, classes=8, cases=40)

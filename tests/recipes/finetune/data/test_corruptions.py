@@ -47,7 +47,7 @@ def assert_distances_grow(images: np.ndarray, suite: str) -> None:
         steps = np.diff(found)
         if name == "pixelate" and images.shape[-1] < 64:
             # 16 blocks of a side of 28 are uneven, which PIL makes of whole pixels, and 14 are even.
-            assert (steps > -0.15 * found[1:]).all(), (name, found)
+            assert (steps > -0.2 * found[1:]).all(), (name, found)
         elif name == "motion_blur":
             assert (steps >= 0).all(), (name, found)  # (10, 5) and (15, 5) differ by less than a rounding
         else:

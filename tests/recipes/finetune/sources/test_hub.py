@@ -55,7 +55,7 @@ def test_classes_are_in_the_order_of_their_feature(tmp_path: Path) -> None:
 
 
 def test_lists_of_labels_and_patients(tmp_path: Path) -> None:
-    labels = datasets.List(CLASSES), [[0, 1], [], [1], None]
+    labels = datasets.List(CLASSES), [[0, 1], [], [1], []]
     patients = datasets.Value("int64"), [7, 7, 8, 9]
     listing = read(write(tmp_path / "d", "a.parquet", labels=labels, patient=patients))
     assert listing.multi_label

@@ -57,6 +57,7 @@ def test_two_processes_train_and_the_main_one_speaks(tmp_path: Path) -> None:
     assert refused.stderr.count("choose a multiple of 2") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_break_alike(tmp_path: Path) -> None:
     """A learning rate that really breaks the arms: one word for each, and no process waits for another."""
     arguments = ["--epochs", "1", "--inmerge-epochs", "1", "--inmerge-lr", "1e30", "--output", tmp_path / "run"]

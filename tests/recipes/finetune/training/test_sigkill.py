@@ -1,4 +1,4 @@
-"""A run that SIGKILL ends again and again, at ten random moments, ends with the files of one that was never killed."""
+"""A run that SIGKILL ends again and again, ends with the files of one that was never killed."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ def launch(processes: int, script: Path, *arguments: object) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    ("processes", "workers"),
+    ("processes", "workers", "moments"),
     [
-        pytest.param(1, 0, id="one process"),
-        pytest.param(2, 2, id="two with loader workers", marks=pytest.mark.slow),
+        pytest.param(1, 0, ["in a checkpoint's write", "in an evaluation", "between two stages"], id="three moments"),
+        pytest.param(1, 0, [*MOMENTS] * 2, id="ten moments", marks=pytest.mark.slow),
+        pytest.param(2, 2, [*MOMENTS] * 2, id="ten moments, two with loader workers", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_killed_at_ten_random_moments_ends_as_one_that_was_never_killed(
-    processes: int, workers: int, tmp_path: Path, record_property: Callable[[str, object], None]
+def test_a_run_killed_at_random_moments_ends_as_one_that_was_never_killed(
+    processes: int, workers: int, moments: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     arguments, run = [*SETTINGS, "--workers", workers, "--output"], tmp_path / "killed"
     whole = launch(processes, RECIPES / "medmnist2d.py", *arguments, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     chance, log = random.Random(0), [f"{processes} process(es), {workers} loader workers"]
-    for moment, (module, function, call) in [*MOMENTS.items()] * 2:
+    for moment in moments:
+        module, function, call = MOMENTS[moment]
         seconds = round(chance.uniform(0, 0.1), 3)
         killed = launch(processes, KILLED, "medmnist2d", module, function, call, seconds, *arguments, run, "--resume")
         assert killed.returncode != 0, f"the run ended before it could be killed {moment}"
