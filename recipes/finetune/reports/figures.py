@@ -162,7 +162,7 @@ def _curves_by_class(
                     *curve(positive, found.probabilities[:, k]), label=label, alpha=0.75, **look | {"linewidth": 1.1}
                 )
             axes.set_title(f"{_short(run.task.classes[k], 24)}\n{positive.sum()} of {len(positive)}", fontsize="small")
-            axes.set_aspect("equal")
+            axes.set_box_aspect(1)
             axes.grid(alpha=0.3)
     if scored:
         legend(figure, panels.flat[0])
