@@ -3,8 +3,8 @@
 medmnistc is no dependency: it pins old versions and needs ImageMagick. To compare, put it and what it imports into a
 folder of its own, and name that folder:
 
-    pip install --no-deps --target /tmp/medmnistc medmnistc opencv-python-headless wand
-    python benchmarks/corruptions_vs_medmnistc.py --medmnistc /tmp/medmnistc --images ../shared/data
+    pip install --no-deps --target MEDMNISTC medmnistc opencv-python-headless wand
+    python benchmarks/corruptions_vs_medmnistc.py --medmnistc MEDMNISTC --images DATA
 
 Each row has, per severity, the mean absolute difference of grey levels (0 to 255) between both results, and below it
 how far medmnistc's own results are from the clean images. Where chance plays a part, the draws differ: the row then

@@ -359,10 +359,10 @@ def _describe(
 
 def _described(names: str | Sequence[str | KernelLayer] | None) -> dict[str, tuple[str, ...]] | None:
     """Return the norms of named layers that are described already; None where any is only named."""
-    if names is None or isinstance(names, str) or not isinstance(names, Iterable):
+    if isinstance(names, str) or not isinstance(names, Sequence):  # an iterator would be used up here
         return None
     described = {item.name: item.norms for item in names if isinstance(item, KernelLayer)}
-    if len(described) < len(list(names)):
+    if len(described) < len(names):
         return None
     return {name: norms for name, norms in described.items() if norms is not None}
 

@@ -21,7 +21,6 @@ from .data.corruptions import CORRUPTIONS, NOT_MADE, SEVERITIES, SMALLEST_SIDE, 
 from .data.images import ImageData, Split
 from .errors import InputError, near_names
 from .files import write_csv, write_json
-from .judging.metrics import choose_thresholds
 from .judging.robustness import FIGURES, Cell, Clean, figures_of, summarise_robustness
 from .judging.summary import difference_of
 from .options import BASELINE, Options
@@ -235,13 +234,9 @@ def summarise_run(scorer: RunScorer) -> dict[str, Any]:
     """Judge what was scored, and write robustness/summary.json and figures.csv."""
     run, data, suite = scorer.run, scorer.data, scorer.suite
     rule = run.rule
-    thresholds = {
-        arm: [choose_thresholds(run.task, found.labels, found.probabilities) for found in seeds]
-        for arm, seeds in run.validation.items()
-    }
     clean = Clean(
         predictions=run.each_seed(run.predictions),
-        thresholds=run.each_seed(thresholds),
+        thresholds=run.each_seed(run.thresholds),
         metric=rule.metric,
         margin=rule.margin,
         compared=[arm for arm in run.asked_arms if arm != BASELINE],

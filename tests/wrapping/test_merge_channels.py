@@ -160,7 +160,11 @@ def test_other_norms_leave_a_layer_out(norm):
 def test_a_norm_without_affine_parameters_or_statistics_is_blended_as_far_as_it_goes():
     for options in ({"affine": False}, {"track_running_stats": False}):
         model = network(lambda channels, options=options: nn.BatchNorm2d(channels, **options))
+        before = copy.deepcopy(model.state_dict())
         wrap(model).merge()
+        changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
+        held = {f"norm.{name}" for name in PER_CHANNEL if getattr(model.norm, name) is not None}
+        assert changed == {"deep.weight", "deep.bias", *held}
 
 
 def test_a_layer_is_left_alone_while_its_norm_is_frozen():
@@ -177,6 +181,7 @@ def test_a_layer_is_left_alone_while_its_norm_is_frozen():
 
 def test_named_layers_are_looked_at_too():
     model = network()
+    assert [layer.name for layer in kernel_layers(model, names=iter(["deep"])) if layer.selected] == ["deep"]
     assert kernel_layers(model, names="deep", merge_channels=True)[0].norms == ("norm",)
     assert kernel_layers(model, names="deep")[0].norms is None
     given = [layer for layer in kernel_layers(model, 1) if layer.selected]

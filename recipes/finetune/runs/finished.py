@@ -14,11 +14,12 @@ from ..data.tasks import Predictions, Task
 from ..errors import InputError
 from ..files import check_links, read_json
 from ..judging.intervals import Bootstrap, bootstrap
-from ..judging.metrics import choose_thresholds
+from ..judging.metrics import Thresholds, choose_thresholds
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
 from ..options import MARGIN, MARGIN_CHOSEN
 from .config import read_config
 from .layout import (
+    BACKBONE,
     CONFIG,
     CURVES,
     DATA,
@@ -92,13 +93,23 @@ class FinishedRun:
         return read_looks(self.folder)
 
     @cached_property
+    def _broken(self) -> dict[tuple[str, int], int]:
+        """The epoch in which "backbone" or an arm diverged in a seed, where it did."""
+        files = {
+            (stage, seed): self.stage(seed, stage) / RESULT
+            for stage, seed in product((BACKBONE, *self.asked_arms), self.asked_seeds)
+        }
+        # A backbone that folds are joined in has none.
+        results = {key: read_json(file) for key, file in files.items() if file.exists()}
+        return {key: result["diverged"] for key, result in results.items() if "diverged" in result}
+
+    @cached_property
     def diverged(self) -> dict[str, dict[int, int]]:
         """Per arm that diverged the seeds in which it did, and in which epoch."""
         found: dict[str, dict[int, int]] = {}
-        for arm, seed in product(self.asked_arms, self.asked_seeds):
-            result = read_json(self.stage(seed, arm) / RESULT)
-            if "diverged" in result:
-                found.setdefault(arm, {})[seed] = result["diverged"]
+        for (stage, seed), epoch in self._broken.items():
+            if stage != BACKBONE:
+                found.setdefault(stage, {})[seed] = epoch
         return found
 
     @property
@@ -112,11 +123,7 @@ class FinishedRun:
 
     def finished_seeds(self, stage: str) -> list[int]:
         """Those in which a stage, "backbone" or an arm, came to an end instead of diverging."""
-        return [seed for seed in self.seeds if not self._diverged_in(seed, stage)]
-
-    def _diverged_in(self, seed: int, stage: str) -> bool:
-        result = self.stage(seed, stage) / RESULT
-        return result.exists() and "diverged" in read_json(result)  # a backbone that folds are joined in has none
+        return [seed for seed in self.seeds if (stage, seed) not in self._broken]
 
     @property
     def asked_seeds(self) -> list[int]:
@@ -178,6 +185,14 @@ class FinishedRun:
         """The same on validation."""
         return self._predictions("val")
 
+    @cached_property
+    def thresholds(self) -> dict[str, list[Thresholds | None]]:
+        """Likewise those that are chosen on validation."""
+        return {
+            arm: [choose_thresholds(self.task, found.labels, found.probabilities) for found in seeds]
+            for arm, seeds in self.validation.items()
+        }
+
     def each_seed(self, found: Mapping[str, Sequence[Found]]) -> dict[str, list[Found | None]]:
         """Per arm what was found of each seed, from what was found of those that it finished; None for the others."""
         places = {arm: {seed: place for place, seed in enumerate(self.finished_seeds(arm))} for arm in found}
@@ -203,16 +218,12 @@ class FinishedRun:
             return None
         test = self.predictions[self.arms[0]][0]
         probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in self.predictions.items()}
-        thresholds = {
-            arm: [choose_thresholds(self.task, found.labels, found.probabilities) for found in seeds]
-            for arm, seeds in self.validation.items()
-        }
         return bootstrap(
             self.task,
             test.labels,
             self.each_seed(probabilities),
             test.patients,
-            thresholds=self.each_seed(thresholds),
+            thresholds=self.each_seed(self.thresholds),
         )
 
     @cached_property
