@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 from inmerge_optim.callers import user_stacklevel
 from inmerge_optim.merging import check_kernels
-from inmerge_optim.selection import KernelLayers, layer_modules, obstacle, unwrap
+from inmerge_optim.selection import PER_CHANNEL, KernelLayers, layer_modules, obstacle, unwrap
 from inmerge_optim.sharding import is_sharded
 
-_PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")  # of a layer and its norms, where of one dimension
 _Groups = list[dict[str, Any]]
 _Referent = TypeVar("_Referent")
 
@@ -105,7 +104,7 @@ class Binding:
                 f"merge_channels blends the bias and batch norm of {self.listed[index].name}, which a copied or "
                 "unpickled optimizer doesn't know: wrap the base anew, with the model"
             )
-        found = [getattr(holder, name, None) for holder in holders for name in _PER_CHANNEL]
+        found = [getattr(holder, name, None) for holder in holders for name in PER_CHANNEL]
         channels = [values for values in found if isinstance(values, Tensor) and values.dim() == 1]
         if is_sharded(weight) and any(
             isinstance(values, nn.Parameter) and not is_sharded(values) for values in channels

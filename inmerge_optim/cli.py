@@ -9,7 +9,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -254,16 +255,20 @@ def _inspect(options: argparse.Namespace) -> None:
         raise InputError(f"inmerge inspect needs torch, timm and numpy ({error}): pip install inmerge_optim") from error
     if not any(map(is_standard_output, outputs.values())):
         table = to_table(found).encode(sys.stdout.encoding, "backslashreplace")
-        _write("the standard output", STANDARD_OUTPUT, table)
+        with _written("the standard output"):
+            write(STANDARD_OUTPUT, table)
     formats = {"json": to_json, "csv": to_csv}
     for name, path in outputs.items():
         content = formats[name](found) if name in formats else _plot(found, model, path)
-        _write(f"--{name} {path}", path, content)
+        with _written(f"--{name} {path}"):
+            write(path, content)
 
 
-def _write(what: str, path: Path, content: bytes) -> None:
+@contextmanager
+def _written(what: str) -> Iterator[None]:
+    """Say in a sentence what can't be written."""
     try:
-        write(path, content)
+        yield
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -373,10 +378,8 @@ def _compact(options: argparse.Namespace) -> None:
         raise InputError(str(error)) from error
     print(f"{printable(title)}\n\n{report}")
     description = {"model": options.model, "settings": _model_settings(options), "input_size": [*inputs.shape]}
-    try:
+    with _written(f"--output {options.output}"):
         save_compacted(options.output, smaller, report, description)
-    except OSError as error:
-        raise InputError(f"--output {options.output} can't be written ({error.strerror or error})") from error
 
 
 def _profile(options: argparse.Namespace, model: nn.Module, title: str) -> Inspection:

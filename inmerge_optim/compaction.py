@@ -23,15 +23,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from inmerge_optim.inspection import write
 from inmerge_optim.models import CheckpointError, ModelError, create_timm_model, first_line
-from inmerge_optim.selection import CONVOLUTIONS, unwrap
+from inmerge_optim.selection import CONVOLUTIONS, PER_CHANNEL, unwrap
 from inmerge_optim.sharding import is_sharded
 from inmerge_optim.tables import to_lines
 from inmerge_optim.tracing import kernel_count
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
-_VECTORS = ("weight", "bias", "running_mean", "running_var")
 _ROUNDING = 1e-9  # of outputs in float64, relative to the largest
 _PAIRS_AT_ONCE = 1024
 _KEY = "inmerge_compacted"  # of the file's metadata
@@ -219,9 +219,7 @@ def save_compacted(
     removed = [[name, list(taken)] for name, taken in report.removed]
     text = json.dumps({**{name: description[name] for name in _DESCRIPTION}, "removed": removed})
     weights = {name: values.contiguous() for name, values in smaller.state_dict().items()}
-    partial = Path(f"{path}.partial")
-    partial.write_bytes(save(weights, metadata={_KEY: text}))
-    partial.replace(path)
+    write(Path(path), save(weights, metadata={_KEY: text}))
 
 
 def load_compacted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -365,7 +363,7 @@ class _Graph:
                 holder, _, attribute = self._graph._param_to_name[module].rpartition(".")
                 own.append(_Values(self.model.get_submodule(holder), attribute, item.dep.target.pruning_dim, *places))
             elif isinstance(module, _PER_CHANNEL):
-                own += [_Values(module, vector, 0, *places) for vector in _VECTORS if _has_channels(module, vector)]
+                own += [_Values(module, vector, 0, *places) for vector in PER_CHANNEL if _has_channels(module, vector)]
             elif _is_root(module) or isinstance(module, _TRANSPOSED):
                 if getattr(module, "groups", 1) > 1 and not _is_depthwise(module):
                     return f"in the grouped convolution {self._names[module]}"

@@ -21,6 +21,9 @@ from inmerge_optim.tracing import Trace, kernel_count, trace_layers
 
 LayerTypes = tuple[type[nn.Module], ...]
 
+# What a layer and its batch norms have a number of for each channel, where it is of one dimension: merge_channels makes
+# it equal, and compact looks whether it is.
+PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 CONVOLUTIONS: LayerTypes = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 

@@ -260,15 +260,14 @@ class _Flow(TorchDispatchMode):
         sources = self.sources(*inputs)
         if inputs and len(weights) == len(inputs):
             self.weights_are(results)
-        elif weights and self._norm and func is _BATCH_NORM:
-            self.normed[self._norm] = self.normed.get(self._norm, frozenset()) | sources
-        elif func not in _READERS and any(weight.numel() > 1 for weight in weights):
-            self.scaled |= sources
-        if (
-            weights and len(weights) < len(inputs) and torch.Tag.pointwise not in func.tags
-        ):  # a scale, a shift or a mask mixes no channels
-            self.taken |= sources
-            sources = frozenset()
+        elif weights:
+            if self._norm and func is _BATCH_NORM:
+                self.normed[self._norm] = self.normed.get(self._norm, frozenset()) | sources
+            elif func not in _READERS and any(weight.numel() > 1 for weight in weights):
+                self.scaled |= sources
+            if torch.Tag.pointwise not in func.tags:  # a scale, a shift or a mask mixes no channels
+                self.taken |= sources
+                sources = frozenset()
         if sources:
             self._sources.update({self._key(result): self.sources(result) | sources for result in results})
         return output

@@ -8,9 +8,9 @@ from scipy import special
 from statsmodels.stats.proportion import proportion_confint
 
 from ..data.tasks import Predictions, Task
+from .intervals import LEVEL
 from .metrics import operating_points, positives
 
-LEVEL = 0.95
 _STEPS = 50
 
 

@@ -17,6 +17,7 @@ from .intervals import LEVEL, Bootstrap, bootstrap
 from .medmnistc import ill_conditioned, relative_errors
 from .metrics import METRICS, Thresholds, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
+from .summary import mean_and_std
 from .verdict import Question, judge, judge_diverged
 
 FIGURES = ("auroc", "balanced_error", "log_loss", "ece")
@@ -163,17 +164,12 @@ def _mean_of(parts: Sequence[OfArms], arms: Sequence[str]) -> OfArms:
 def _over_seeds(figures: OfArms) -> dict[str, dict[str, Any]]:
     """Per arm and figure the mean and standard deviation over seeds, and the values."""
     return {
-        arm: {name: _spread([seed and seed[name] for seed in seeds]) for name in FIGURES}
+        arm: {
+            name: {**mean_and_std(values), "values": values}
+            for name in FIGURES
+            for values in [[seed and seed[name] for seed in seeds]]
+        }
         for arm, seeds in figures.items()
-    }
-
-
-def _spread(values: list[float | None]) -> dict[str, Any]:
-    known = [value for value in values if value is not None]
-    return {
-        "mean": float(np.mean(known)) if known else None,
-        "std": float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        "values": values,
     }
 
 

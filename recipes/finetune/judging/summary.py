@@ -241,7 +241,7 @@ def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -
 def _over_seeds(scores: list[Scores | None]) -> dict[str, Any]:
     """Per metric the mean, standard deviation and values of one score per seed, None where there is none."""
     values = {metric: [score and score[metric] for score in scores] for metric in next(filter(None, scores))}
-    return {metric: {**_mean_and_std(v), "values": v} for metric, v in values.items()}
+    return {metric: {**mean_and_std(v), "values": v} for metric, v in values.items()}
 
 
 def _bootstrapped(
@@ -256,7 +256,7 @@ def _bootstrapped(
     return {"bootstrap_low": low, "bootstrap_high": high}
 
 
-def _mean_and_std(values: list[float | None]) -> Scores:
+def mean_and_std(values: list[float | None]) -> Scores:
     """Mean and standard deviation (n - 1) of the values that are defined."""
     defined = [value for value in values if value is not None]
     return {
