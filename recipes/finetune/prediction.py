@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from .data import tasks
 from .data.opening import Unreadable, read_file
@@ -18,8 +17,8 @@ from .judging.metrics import operating_points
 from .options import BASELINE, Options
 from .runs.finished import FinishedRun
 from .sources.dicom import image_opener
-from .training.batches import channel_statistics, crop, model_input
-from .training.models import load_model
+from .training.batches import crop
+from .training.inference import load_kept_model
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,6 @@ class Kept:
         return Options(**{name: value for name, value in self.run.options.items() if name in known})
 
     @property
-    def batch_size(self) -> int:
-        """That of the run's own predictions: the same operations give the same bits."""
-        processes = self.run.versions["launch"].get("processes", 1)
-        return max(1, self.options.batch_size // self.options.grad_accum_steps // processes)
-
-    @property
     def thresholds(self) -> dict[int, float]:
         """See operating_points; from the model's predictions on validation."""
         val = self.run.validation[self.arm][self.run.finished_seeds(self.arm).index(self.seed)]
@@ -91,23 +84,19 @@ def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndar
 
     In cross-validation they are the means over the models of the folds.
     """
-    launch = kept.run.versions["launch"]
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision=launch.get("precision"))
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    models = [load_model(kept.options, kept, path) for path in kept.run.weights(kept.seed, kept.arm)]
-    memory_format = torch.channels_last if kept.options.channels_last else torch.contiguous_format
-    expected = kept.run.versions.get("model") or models[0].pretrained_cfg
-    mean, std = (x.to(accelerator.device) for x in channel_statistics(expected, kept.options.in_chans))
+    versions, paths_of_weights = kept.run.versions, kept.run.weights(kept.seed, kept.arm)
     models = [
-        accelerator.prepare_model(model.to(memory_format=memory_format), evaluation_mode=True).eval()
-        for model in models
+        load_kept_model(kept.options, kept, path, versions["launch"], versions.get("model"))
+        for path in paths_of_weights
     ]
+    batch_size = models[0].batch_size
     form = form_of(kept.preprocessing, image_opener())
     found, left_out = {}, {}
-    for start in range(0, len(paths), kept.batch_size):
+    for start in range(0, len(paths), batch_size):
         squares = {}
-        for path in paths[start : start + kept.batch_size]:
+        for path in paths[start : start + batch_size]:
             try:
                 planes = np.frombuffer(make_square(_content(path), form).image, dtype=np.uint8)
             except Unreadable as reason:
@@ -116,10 +105,8 @@ def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndar
             planes = planes.reshape(-1, form.side, form.side)
             squares[path] = np.repeat(planes, 1 if form.grey else 3 // len(planes), axis=0)
         if squares:
-            images = torch.from_numpy(np.stack(list(squares.values()))).to(accelerator.device)
-            inputs = model_input(crop(images, kept.size), mean, std).contiguous(memory_format=memory_format)
-            with torch.no_grad():
-                likely = [tasks.probabilities(kept.task, model(inputs).float()) for model in models]
+            images = crop(torch.from_numpy(np.stack(list(squares.values()))), kept.size).numpy()
+            likely = [tasks.probabilities(kept.task, model.logits(images)) for model in models]
             found |= dict(zip(squares, np.mean(likely, axis=0), strict=True))
     return found, left_out
 

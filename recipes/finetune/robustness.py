@@ -192,9 +192,10 @@ class RunScorer:
 
     def _kept_models(self, seed: int, arm: str) -> list[KeptModel]:
         versions = self.run.versions
-        precision, expected = versions["launch"].get("precision", "no"), versions.get("model")
         paths = self.run.weights(seed, arm)
-        return [load_kept_model(self.options, self.data, path, precision, expected) for path in paths]
+        return [
+            load_kept_model(self.options, self.data, path, versions["launch"], versions.get("model")) for path in paths
+        ]
 
     def _made_from(self, seed: int, arm: str, name: str) -> str:
         weights = self.run.results[seed][arm]["files"][FOLDS if self.run.folds else WEIGHTS]

@@ -26,7 +26,7 @@ class KeptModel:
 
     Attributes:
         as_input: from images (N, 1 or 3, H, H), float or uint8 from 0 to 255, to what the model takes.
-        batch_size: images per forward pass, as in the run.
+        batch_size: images per forward pass and process, as in the run: the same operations give the same bits.
         autocast: the precision that the run was evaluated in.
     """
 
@@ -48,23 +48,32 @@ class KeptModel:
 
 
 def load_kept_model(
-    options: Options, data: ImageData, weights: Path, precision: str = "no", expected: dict[str, Any] | None = None
+    options: Options, data: ImageData, weights: Path, launch: dict[str, Any], expected: dict[str, Any] | None = None
 ) -> KeptModel:
     """The model of a stage's weights file.
 
     Args:
-        precision: what the run was launched with; fp16 is none of the CPU's.
+        launch: how the run was launched: its processes, which shared a batch, and its precision; fp16 is none of the
+            CPU's.
         expected: mean and std of images, as the run has recorded them; None: what timm says today.
     """
-    device = PartialState().device
-    model = load_model(options, data, weights).eval().requires_grad_(False).to(device)
+    device, precision = PartialState().device, launch.get("precision", "no")
+    memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = load_model(options, data, weights).eval().requires_grad_(False)
+    model = model.to(device).to(memory_format=memory_format)
     mean, std = (values.to(device) for values in channel_statistics(expected or model.pretrained_cfg, options.in_chans))
     dtype = _PRECISIONS.get(precision)
     used = dtype is not None and not (precision == "fp16" and device.type == "cpu")
     return KeptModel(
         model,
-        partial(model_input, mean=mean, std=std),
-        options.batch_size // options.grad_accum_steps,
+        partial(_laid_out_input, mean=mean, std=std, memory_format=memory_format),
+        max(1, options.batch_size // options.grad_accum_steps // launch.get("processes", 1)),
         device,
         partial(torch.autocast, device.type, dtype=dtype, enabled=used),
     )
+
+
+def _laid_out_input(
+    images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, memory_format: torch.memory_format
+) -> torch.Tensor:
+    return model_input(images, mean, std).contiguous(memory_format=memory_format)
