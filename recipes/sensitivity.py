@@ -46,12 +46,12 @@ def _run(argv: list[str]) -> None:
     of_data = OPTIONS.get(_dataset(argv), DatasetOptions)
     found = parse_options(options_of_sweep(of_data), _gathered(argv))
     # Not before the options are read: --help and mistakes in them are answered at once.
-    from finetune.sweep import data_of, run_sweep
+    from finetune.sweep import run_sweep
     from finetune.training.points import read_sweeps, sweep_arms
 
     arms = sweep_arms(read_sweeps(found.sweep), found, found.crossed)
     values = {field.name: getattr(found, field.name) for field in fields(of_data)}
-    run_sweep(of_data(**values | {"arms": arms, "config": None}), data_of(of_data), found.confirm_seeds)
+    run_sweep(of_data(**values | {"arms": arms, "config": None}), found.confirm_seeds)
 
 
 def options_of_sweep(of_data: type[Options]) -> type[Options]:

@@ -1,6 +1,5 @@
 """The data that a run was trained on, opened again by what its config.yaml says."""
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -8,16 +7,14 @@ from typing import Any
 from ..data.images import ImageData
 from ..errors import InputError
 from ..options import Options, parse_options
-from .chestxray14 import check_chestxray14, load_chestxray14
-from .imagefolder import check_own_images, load_own_images
-from .named import check_dataset, load_dataset
+from .kinds import KINDS
 from .options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
 
-# Per kind of options an option that it alone has, its check, and loading.
-_KINDS: dict[str, tuple[type[Options], Callable[[Any], None], Callable[[Any], ImageData]]] = {
-    "dataset": (DatasetOptions, check_dataset, load_dataset),
-    "csv": (OwnImagesOptions, check_own_images, load_own_images),
-    "hub": (ChestXrayOptions, check_chestxray14, load_chestxray14),  # own images have it too, and come first
+# Per kind of options an option that it alone has.
+_TOLD_BY: dict[str, type[Options]] = {
+    "dataset": DatasetOptions,
+    "csv": OwnImagesOptions,
+    "hub": ChestXrayOptions,  # own images have it too, and come first
 }
 
 
@@ -29,7 +26,7 @@ def reopened(config: Path, settings: dict[str, Any], elsewhere: dict[str, Path |
         settings: its content.
         elsewhere: options that say where files lie now, such as data_dir; None: where they lay.
     """
-    kind, check, load = next((found for name, found in _KINDS.items() if name in settings), (None, None, None))
+    kind = next((found for name, found in _TOLD_BY.items() if name in settings), None)
     if kind is None:
         raise InputError(f"{config} names no data that a recipe knows: give the run folder of a recipe")
     known = {field.name for field in fields(kind)}
@@ -40,5 +37,5 @@ def reopened(config: Path, settings: dict[str, Any], elsewhere: dict[str, Path |
         for word in (f"--{name.replace('_', '-')}", str(path))
     ]
     options = parse_options(kind, ["--config", str(config), *words])
-    check(options)
-    return options, load(options)
+    KINDS[kind].check(options)
+    return options, KINDS[kind].load(options)
