@@ -174,21 +174,17 @@ class RunScorer:
                         self._check_clean(seed, arm)
                     bar.update()
 
-    def probabilities(self, name: str, severity: int = 1) -> dict[str, list[np.ndarray | None]]:
-        """Per arm and seed what is predicted after a change, (N, outputs); None where the arm diverged."""
-        task, stages = self.data.task, _stages(self.run)
-
-        def of(seed: int, arm: str) -> np.ndarray | None:
-            return (
-                tasks.probabilities(task, self._found(seed, arm, name)[severity - 1]) if (seed, arm) in stages else None
-            )
-
-        return {arm: [of(seed, arm) for seed in self.run.seeds] for arm in self.run.arms}
+    def by_severity(self, name: str) -> Iterator[dict[str, list[np.ndarray | None]]]:
+        """For each severity of a change, per arm and seed what is predicted, (N, outputs); None where it diverged."""
+        kept = {(seed, arm): self._found(seed, arm, name) for seed, arm in _stages(self.run)}
+        for place in range(len(self.changes()[name])):
+            found = {stage: tasks.probabilities(self.data.task, logits[place]) for stage, logits in kept.items()}
+            yield {arm: [found.get((seed, arm)) for seed in self.run.seeds] for arm in self.run.arms}
 
     def cells(self) -> Iterator[Cell]:
         for name in self.suite.severities:
-            for severity in SEVERITIES:
-                yield name, severity, self.probabilities(name, severity)
+            for severity, probabilities in zip(SEVERITIES, self.by_severity(name), strict=True):
+                yield name, severity, probabilities
 
     def _kept_models(self, seed: int, arm: str) -> list[KeptModel]:
         versions = self.run.versions
@@ -273,9 +269,9 @@ def _attacks(scorer: RunScorer, clean: Clean) -> dict[str, Any]:
                     figures_of(scorer.run.task, labels, *pair)
                     for pair in zip(seeds, clean.thresholds[arm], strict=True)
                 ]
-                for arm, seeds in scorer.probabilities(kind, place).items()
+                for arm, seeds in probabilities.items()
             }
-            for place, levels in enumerate(scorer.wanted.attack_levels, 1)
+            for levels, probabilities in zip(scorer.wanted.attack_levels, scorer.by_severity(kind), strict=True)
         }
         for kind in (ATTACKS if scorer.wanted.attack_levels else ())
     }
