@@ -17,6 +17,7 @@ from finetune.runs.lock import RunHeld
 from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.options import DatasetOptions
+from finetune.training.arms import with_compacted_arms
 from finetune.trial import check_trial
 from finetune.zoo import (
     check_zoo,
@@ -108,7 +109,8 @@ def _cells(options: ZooOptions) -> list[DatasetOptions]:
                 skip = PAPER_SKIP_LAYERS.get(model.partition(".")[0], DatasetOptions.skip_layers)
             cell = DatasetOptions(**shared | {"dataset": dataset, "model": model, "skip_layers": skip})
             check_dataset(cell)
-            cells.append(replace(cell, output=options.output / f"{dataset}-{model}", config=None))
+            cell = replace(cell, output=options.output / f"{dataset}-{model}", config=None)
+            cells.append(with_compacted_arms(cell))
     return cells
 
 

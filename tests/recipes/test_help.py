@@ -12,7 +12,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 @pytest.mark.parametrize(
-    "recipe", ["chestxray", "imagefolder", "medmnist2d", "predict", "report", "robustness", "sensitivity"]
+    "recipe", ["chestxray", "compaction", "imagefolder", "medmnist2d", "predict", "report", "robustness", "sensitivity"]
 )
 def test_help_is_given_without_torch(recipe: str) -> None:
     program = (

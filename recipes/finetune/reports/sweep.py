@@ -90,7 +90,7 @@ def sweep_section(run: FinishedRun) -> Section | None:
 
 
 def best_on_validation(run: FinishedRun) -> str:
-    """The arm beside the baseline that has the best mean of the primary metric on validation; the first on ties."""
+    """The point that has the best mean of the primary metric on validation; the first on ties."""
     metric = run.summary["rule"]["metric"]
     sign = -1 if METRICS[metric].lower_is_better else 1
 
@@ -101,7 +101,7 @@ def best_on_validation(run: FinishedRun) -> str:
             values.append(score(run.task, found.labels, found.probabilities, thresholds)[metric] or 0.0)
         return sign * sum(values) / len(values)
 
-    return max(run.summary["differences"], key=mean)
+    return max((point.arm for point in _points(run)), key=mean)
 
 
 def _points(run: FinishedRun) -> list[Point]:

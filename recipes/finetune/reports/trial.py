@@ -16,6 +16,7 @@ from ..runs.layout import BACKBONE, TIMING
 from ..runs.sections import Section
 from .calls import calibration_section, calls_section
 from .figures import CEILING, at_ceiling, pictures
+from .smaller import smaller_section
 from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
 from .sweep import sweep_section
 from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text, origin_text, plain_sentence
@@ -335,6 +336,7 @@ SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _answer,
     _verdict,
     sweep_section,
+    smaller_section,
     _trial,
     _leaks,
     _arms,
