@@ -110,7 +110,7 @@ def _points(run: FinishedRun) -> list[Point]:
     points = []
     for name in run.summary["differences"]:
         arm = arm_of(name)
-        if arm.criterion in ("similar", DISSIMILAR) and not arm.rounds:
+        if arm.criterion in ("similar", DISSIMILAR) and not arm.rounds and not arm.control:
             values = merge_settings(arm, options)
             if arm.criterion == DISSIMILAR:
                 own = THRESHOLD in arm.settings
