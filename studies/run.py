@@ -45,12 +45,13 @@ def _main(argv: list[str]) -> None:
     if how and len(rest) != 1:
         raise InputError(f"{how} {name} needs the run folder, and nothing else: such as {how} {name} runs/{name}")
     run = Path(rest[0]) if how else _run(name, rest)
+    found = summary_of(FinishedRun(run))
     if how == "--record":
-        write_json(recorded, summary_of(FinishedRun(run)))
+        write_json(recorded, found)
         print(f"{recorded} is what {run} found")
     elif not recorded.exists():
         print(f"\n{name} is planned, and nothing is recorded of it yet: --record {name} {run}")
-    elif not compare(read_json(recorded), summary_of(FinishedRun(run))):
+    elif not compare(read_json(recorded), found):
         raise SystemExit(1)
 
 
