@@ -13,6 +13,7 @@ import yaml
 from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
 from finetune.options import parse_options
+from finetune.runs.finished import FinishedRun
 from finetune.sources.options import DatasetOptions
 from finetune.training.arms import check_arms
 from small_runs import make_run
@@ -71,12 +72,23 @@ def test_what_is_recorded_is_of_the_config(recorded: Path) -> None:
     assert recorded.stat().st_size < 300_000
 
 
+@pytest.mark.parametrize("recorded", sorted(STUDIES.glob("*/recorded.json")), ids=lambda path: path.parent.name)
+def test_the_tables_of_the_results_are_what_is_recorded(study: ModuleType, recorded: Path) -> None:
+    assert study.table(json.loads(recorded.read_text())) in (STUDIES.parent / "docs/results.md").read_text()
+
+
 def test_a_recorded_study_is_repeated_within_its_range(
     study: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study.main(["--record", "mine", str(finished(tmp_path / "run"))])
     study.main(["--compare", "mine", str(finished(tmp_path / "again"))])
     assert "0 of 6 figures lie outside of their range" in capsys.readouterr().out
+    study.main(["--table", "mine"])
+    first, second = capsys.readouterr().out.strip().split("\n\n")
+    assert [line.split(" | ")[0] for line in first.splitlines()[2:]] == ["| baseline", "| inmerge"]
+    summary = FinishedRun(tmp_path / "run").summary
+    assert f" | {summary['arms']['inmerge']['auroc']['mean']:.3f} ± " in first.splitlines()[-1]
+    assert f" | {summary['differences']['inmerge']['log_loss']['mean']:+.3f} [" in second.splitlines()[-1]
     with pytest.raises(SystemExit, match="1"):
         study.main(["--compare", "mine", str(finished(tmp_path / "other", shift=20.0))])
     out = capsys.readouterr().out
@@ -109,6 +121,7 @@ def test_the_range_is_where_the_mean_over_other_seeds_lies(study: ModuleType) ->
         ([], "NAME names the unknown study ''"),
         (["mien"], "NAME names the unknown study 'mien': did you mean mine"),
         (["--record", "mine"], "--record mine needs the run folder, and nothing else"),
+        (["--table", "mine"], "--table mine needs what is recorded of the study"),
         (["--compare", "mine", "none"], "none is no run folder"),
     ],
 )

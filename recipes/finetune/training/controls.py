@@ -40,7 +40,10 @@ class ControlOptimizer(InMergeOptimizer):
 
     @torch.no_grad()
     def _merge(self, key: tuple[str, int], bound: Any, chosen: Any) -> None:
-        """Copy, merge, and put in each merged kernel's place what the control makes of it."""
+        """Copy, merge, and put in each merged kernel's place what the control makes of it.
+
+        All merges go through here, those after steps and those in rounds, with what keys their draws.
+        """
         weights = {layer.layer: layer.weight.detach() for layer in chosen}
         before = {index: weight.clone() for index, weight in weights.items()}
         super()._merge(key, bound, chosen)
