@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test portable lint bench docs mutants
+.PHONY: demo test portable lint bench docs mutants study
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -27,6 +27,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recipe_vs_peers.py
+
+# make study NAME=text_against_code ARGS="--data-dir DIR --checkpoint FILE": docs/studies.md.
+study: .venv/installed
+	$(BIN)/python studies/run.py $(NAME) $(ARGS)
 
 # What the tests don't notice of a change in the method; hours on one core (docs/development.md).
 mutants: .venv/installed

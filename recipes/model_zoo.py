@@ -18,6 +18,7 @@ from finetune.runs.settings import check_run_folder
 from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.options import DatasetOptions
 from finetune.trial import check_trial
+from finetune.tuning import refuse_tuning
 from finetune.zoo import (
     check_zoo,
     count_expected_merges,
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
 def _run(argv: list[str] | None) -> list[str]:
     """Run the cells of the shard that are not done yet, and return the names of those that failed."""
     options = parse_options(ZooOptions, argv)
+    refuse_tuning(options)
     cells = _cells(options)
     mine = _shard(options.shard, cells)
     check_zoo(options.output)

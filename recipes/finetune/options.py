@@ -50,6 +50,11 @@ class Options:
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
     arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
+    tune: tuple[str, ...] = ()
+    """Arms with settings, such as weight-decay@weight_decay=0.01 weight-decay@weight_decay=0.1: the one that is best on
+    validation over --tune-seeds takes the place of weight-decay in --arms."""
+    tune_seeds: tuple[int, ...] = ()
+    """Seeds of the run that tunes, in a folder beside --output; none of --seeds."""
     keep_by: Literal["auroc", "loss"] = "auroc"
     """The epoch that is kept has the highest AUROC on validation, or the lowest loss there."""
     start_from: Literal["last", "kept"] = "last"
