@@ -45,7 +45,7 @@ class ZooOptions(DatasetOptions):
     """2D sets of MedMNIST, or digits."""
     shard: str = "1/1"
     """i/n: run the i-th, (i + n)-th ... of the trials alone. Jobs with other i may run at the same time."""
-    skip_layers: int | float | None = None
+    skip_layers: int | float | None = None  # type: ignore[assignment]
     """Shallow convolutions that are never merged. None: the paper's number for vgg16, vgg19 (10) and resnet34 (30), a
     fraction of 0.6 for the others."""
     output: Path = Path("runs/zoo")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from inmerge_optim import InMergeOptimizer
-from inmerge_optim.settings import parse_threshold
+from inmerge_optim.settings import Criterion, parse_threshold
 
 from ..errors import InputError, check_names
 from ..options import BASELINE, Options
@@ -33,7 +33,7 @@ class Arm:
         rounds: whether it also merges without a step after each epoch, before it is evaluated.
     """
 
-    criterion: str | None = None
+    criterion: Criterion | None = None
     average: Average | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     rounds: bool = False
