@@ -14,6 +14,7 @@ from ..data.images import ImageData
 from ..data.tasks import Task
 from ..errors import InputError, first_line
 from ..options import Options
+from . import squeezenet as squeezenet  # registers it with timm
 
 
 class Learnt(Protocol):
