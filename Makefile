@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test portable lint bench docs mutants
+.PHONY: demo test portable lint bench coverage docs docs-check mutants
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -27,6 +27,14 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recipe_vs_peers.py
+
+# The lines and branches that the tests run, of the package and of the recipes.
+coverage: .venv/installed
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --include "recipes/*" --fail-under 90
+	$(BIN)/coverage report --include "inmerge_optim/*" --fail-under 95
 
 # What the tests don't notice of a change in the method; hours on one core (docs/development.md).
 mutants: .venv/installed
