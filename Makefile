@@ -45,6 +45,10 @@ mutants: .venv/installed
 docs: .venv/docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q -b html docs docs/_build/html
 
+# The commands that README and docs tell: parsed all, and run where they need no network, data or GPU.
+docs-check: .venv/installed
+	$(BIN)/python docs/commands.py
+
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --editable ".[docs]"
 	touch $@

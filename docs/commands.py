@@ -24,10 +24,8 @@ STARTS = ("python ", "accelerate launch ", "torchrun ", "inmerge ", "inmerge-rec
 
 # What is run with the names below standing for a finished demo, and for a folder of images.
 RUN = re.compile(r"python recipes/(report|predict|robustness)\.py|python examples/|inmerge-recipes .*demo\.yaml")
-RUNS, IMAGES = (
-    re.compile(r"runs/(?!side)[\w-]+"),
-    re.compile(r"\b(scan\.png|scan\.dcm|new_images|more_images/|images/)"),
-)
+RUNS = re.compile(r"runs/(?!side)[\w-]+")
+IMAGES = re.compile(r"\b(scan\.png|scan\.dcm|new_images|more_images/|images/)")
 NEEDS = {
     "a network": r"--pretrained|--hub|pip install|--models|medmnist2d|sensitivity",
     "several processes or GPUs": r"torchrun|accelerate launch|--engine ray",
@@ -42,11 +40,11 @@ def commands() -> list[tuple[str, str]]:
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for block in re.findall(r"^```(?:|bash|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-            variables = dict(re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE))
+            for name, value in re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE):
+                block = block.replace(f"${name}", value)
             for line in map(str.strip, block.splitlines()):
                 if line.startswith(STARTS):
-                    command = re.sub(r"\$(\w+)", lambda name: variables.get(name[1], name[0]), line)
-                    found.setdefault(" ".join(command.split()), page.name)
+                    found.setdefault(" ".join(line.split()), page.name)
         for span in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)):
             command = " ".join(span.split())
             if command.startswith(STARTS) and "..." not in command:
@@ -55,7 +53,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def parse(command: str) -> None:
-    """Raise what the command's own parser raises, a SystemExit mostly, or a ValueError where it names what isn't there."""
+    """Raise what the command's parser raises, a SystemExit mostly, or a ValueError where it names what isn't there."""
     program, *words = shlex.split(command, comments=True)
     if program == "make":
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -63,14 +61,13 @@ def parse(command: str) -> None:
             raise ValueError(f"the Makefile has no {words}")
     elif program == "pip":
         extras = {name for word in words for part in re.findall(r"\[(.*)\]", word) for name in part.split(",")}
-        if not all(
-            re.search(rf"^{extra} = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE) for extra in extras
-        ):
+        known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+        if not extras <= set(known):
             raise ValueError(f"pyproject.toml lacks one of the extras {extras}")
     elif program == "inmerge":
         from inmerge_optim.cli import _join_values, _parser
 
-        if len(words) > 1:  # the command alone is a mention of it
+        if len(words) > 1 and "--help" not in words:  # one word is a mention of the command
             _parser().parse_args(_join_values(words))
     elif program == "inmerge-recipes":
         _parse_script(f"recipes/{words[0]}.py", words[1:])
