@@ -71,3 +71,15 @@ def test_the_wheel_has_the_recipes_and_runs_them_from_anywhere(tmp_path):
     assert "finetune/reports/templates/report.html.j2" in {
         name.removeprefix("inmerge_recipes/") for name in zipfile.ZipFile(wheel).namelist()
     }
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_a_page_outside_the_site_lead_somewhere(page):
+    """Those of docs/ are checked where the site is built."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links
+    for path, _, anchor in (link.partition("#") for link in links if not link.startswith("https://")):
+        assert (ROOT / path).exists(), f"{page} links to {path}, which is not there"
+        headings = re.findall(r"^#+ (.*)$", (ROOT / (path or page)).read_text(encoding="utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}
