@@ -243,7 +243,7 @@ def _connected(options: Options) -> Iterator[Any]:
     if options.ray_address not in (None, "auto"):
         _check_address(options.ray_address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    started = {} if options.ray_address else {"include_dashboard": False}
+    started: dict[str, Any] = {} if options.ray_address else {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **started)

@@ -170,7 +170,7 @@ def _with_whole_paths(options: SomeOptions) -> SomeOptions:
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     if (values.get("hub") or "").startswith("~"):  # a folder, where others are names on the hub
         values["hub"] = str(whole("--hub", Path(values["hub"])))
-    texts = {name: value for name, value in values.items() if isinstance(value, str | Path)}
+    texts: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, str | Path)}
     return dataclasses.replace(options, **{name: whole(f"--{_flag(name)}", value) for name, value in texts.items()})
 
 

@@ -189,7 +189,8 @@ def _per_class(run: FinishedRun, letter: str, columns: Columns, classes: list[st
     for axes in panels.flat[len(cells) :]:
         axes.set_visible(False)
     for axes, (name, setting) in zip(panels.flat, cells, strict=False):
-        figures = Figures(partial(_auroc, run, name), lambda arm, name=name: _auroc(run, name, arm)["difference"])
+        of_arm = partial(_auroc, run, name)
+        figures = Figures(of_arm, lambda arm, of_arm=of_arm: of_arm(arm)["difference"])  # type: ignore[misc]
         _panel(axes, setting, columns[setting], figures, _limits(columns, figures))
         axes.set_title(f"{name}, {_SYMBOLS[setting]}", fontsize="small", loc="left")
     figure.suptitle(f"({letter}) test AUROC per class", fontsize="medium")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from inmerge_optim import InMergeOptimizer
-from inmerge_optim.settings import parse_threshold
+from inmerge_optim.settings import Criterion, parse_threshold
 
 from ..errors import InputError, check_names
 from ..options import BASELINE, Options, check_options
@@ -38,7 +38,7 @@ class Arm:
         control: what stands in for each merge, see controls.py.
     """
 
-    criterion: str | None = None
+    criterion: Criterion | None = None
     average: Average | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     rounds: bool = False

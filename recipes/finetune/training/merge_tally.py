@@ -64,7 +64,7 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
     So the baseline has ranks to compare with: did merging lower the rank? None where no arm merges.
     """
     arms = [arm] if arm.criterion else merging_arms(options)
-    layers = {}
+    layers: dict[str, KernelLayer] = {}
     for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
         layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
     return sorted(layers.values(), key=lambda layer: layer.index)
