@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..judging.metrics import METRICS, choose_thresholds, score, title_of
+from ..judging.metrics import METRICS, choose, score, title_of
 from ..judging.summary import total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
@@ -97,8 +97,8 @@ def best_on_validation(run: FinishedRun) -> str:
     def mean(arm: str) -> float:
         values = []
         for found in run.validation[arm]:
-            thresholds = choose_thresholds(run.task, found.labels, found.probabilities)
-            values.append(score(run.task, found.labels, found.probabilities, thresholds)[metric] or 0.0)
+            chosen = choose(run.task, found.labels, found.probabilities)
+            values.append(score(run.task, found.labels, found.probabilities, chosen)[metric] or 0.0)
         return sign * sum(values) / len(values)
 
     return max(run.summary["differences"], key=mean)
