@@ -120,7 +120,7 @@ def test_balanced_error_is_one_minus_balanced_accuracy_at_the_thresholds() -> No
     task = Task("multi-label", ("finding",))
     cut = Chosen({"f1": np.array([0.5]), "balanced_accuracy": np.array([0.35])})
     assert figures_of(task, labels, scores, cut)["balanced_error"] == 0.25
-    assert figures_of(task, labels, scores, None)["balanced_error"] == 0.5
+    assert figures_of(task, labels, scores, Chosen())["balanced_error"] == 0.5
 
 
 def test_an_arm_that_diverged_in_a_seed_is_told_and_not_judged_there() -> None:
