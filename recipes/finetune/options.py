@@ -59,8 +59,10 @@ class Options:
     """The epoch that is kept has the highest AUROC on validation, or the lowest loss there."""
     start_from: Literal["last", "kept"] = "last"
     """The epoch of the backbone that the arms start from: the last, or the best by --keep-by, at the rate it had."""
-    primary_metric: Literal["auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "brier"] = "auroc"
-    """The metric that the verdict is about; of log_loss and brier lower is better."""
+    primary_metric: Literal[
+        "auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "log_loss_scaled", "brier"
+    ] = "auroc"
+    """The metric that the verdict is about; of both log losses and brier lower is better."""
     margin: float | None = None
     """The smallest difference in it that matters. None: 0.005, and the report says that it was not chosen."""
     planned_seeds: int | None = None
