@@ -150,13 +150,22 @@ def _run_or_go_on(
 
 
 def _begin(
-    accelerator: Accelerator, options: Options, run: Path, load_data: Callable[[], ImageData], main_first: bool
+    accelerator: Accelerator,
+    options: Options,
+    run: Path,
+    load_data: Callable[[], ImageData],
+    main_first: bool,
+    checked: bool = False,
 ) -> ImageData | None:
-    """Check everything, and write the settings of a run that is new; the data, or None if it is judged already."""
+    """Check everything, and write the settings of a run that is new; the data, or None if it is judged already.
+
+    Args:
+        checked: whoever holds the folder has found that it may be used: what was begun there since is to go on.
+    """
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     with damage_told(run):
-        check_run_folder(run, options, launch)
+        check_run_folder(run, replace(options, resume=True) if checked else options, launch)
         if _is_judged(run, options):
             return None
     with accelerator.main_process_first() if main_first else nullcontext():
@@ -220,6 +229,8 @@ def run_part(
 ) -> bool:
     """Run a part of a trial in a process of its own, alone; whoever starts the parts holds the run folder's lock.
 
+    A part that was killed goes on when it is run again, the beginning too, as the folder was checked before it.
+
     Args:
         options: with the run folder as their output.
 
@@ -229,7 +240,7 @@ def run_part(
     run = options.output
     accelerator = _accelerator(options, run)
     if part == BEGIN:
-        more = _begin(accelerator, options, run, load_data, main_first=False) is not None
+        more = _begin(accelerator, options, run, load_data, main_first=False, checked=True) is not None
     else:
         data = _load(accelerator, options, load_data)
         if part == JUDGE:

@@ -31,7 +31,7 @@ def test_sweeps_are_lists_and_ranges_with_both_ends() -> None:
         (["merge_prob=nan"], "merge_prob is nan"),
         (["merge_prob=dissimilar"], "merge_prob is 'dissimilar', but it must be a number"),
         (["similarity_threshold=4dd"], "similarity_threshold is '4dd'"),
-        (["skip_layers=-1"], "skip_layers is -1, but it must be an int from 0 or a fraction below 1"),
+        (["skip_layers=-1"], "skip_layers is -1, but it must be an int from 0 or a float from 0 to below 1"),
         (["skip_layers=1.5"], "skip_layers is 1.5"),
         (["merge_weight=0.5:0.9"], "has the range 0.5:0.9: expected first:last:step"),
         (["merge_weight=0.5:0.9:0"], "has the range"),
