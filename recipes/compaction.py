@@ -6,6 +6,7 @@ python recipes/compaction.py --config compaction.yaml --dataset breastmnist --da
 
 import sys
 from dataclasses import dataclass, fields
+from typing import Any
 
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
@@ -43,11 +44,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> None:
     of_data = options_of_data(argv)
-    found = parse_options(with_own_options(CompactionOptions, of_data), argv)
+    found: Any = parse_options(with_own_options(CompactionOptions, of_data), argv)
     # Not before the options are read: --help and mistakes in them are answered at once.
     from finetune.sweep import run_sweep
     from finetune.training.points import compaction_arms
+    from finetune.tuning import refuse_tuning
 
+    refuse_tuning(found)
     arms = compaction_arms(found.thresholds, found.rounds, found.ways)
     values = {field.name: getattr(found, field.name) for field in fields(of_data)}
     if len(found.rounds) == 1 and found.rounds[0]:

@@ -6,6 +6,7 @@ python recipes/sensitivity.py --config recipes/configs/paper_fig2.yaml --data-di
 
 import sys
 from dataclasses import dataclass, fields
+from typing import Any
 
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
@@ -40,11 +41,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> None:
     of_data = options_of_data(argv)
-    found = parse_options(with_own_options(SweepOptions, of_data), _gathered(argv))
+    found: Any = parse_options(with_own_options(SweepOptions, of_data), _gathered(argv))
     # Not before the options are read: --help and mistakes in them are answered at once.
     from finetune.sweep import run_sweep
     from finetune.training.points import read_sweeps, sweep_arms
+    from finetune.tuning import refuse_tuning
 
+    refuse_tuning(found)
     arms = sweep_arms(read_sweeps(found.sweep), found, found.crossed)
     values = {field.name: getattr(found, field.name) for field in fields(of_data)}
     run_sweep("sensitivity", of_data(**values | {"arms": arms, "config": None}), found.confirm_seeds)

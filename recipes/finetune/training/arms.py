@@ -12,16 +12,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from inmerge_optim import InMergeOptimizer
-from inmerge_optim.settings import parse_threshold
+from inmerge_optim.settings import Criterion, parse_threshold
 
 from ..errors import InputError, check_names
-from ..options import BASELINE, Options, SomeOptions
+from ..options import BASELINE, Options, SomeOptions, check_options
 from ..runs.layout import BACKBONE
 from .averages import Average
+from .controls import Control, ControlOptimizer
 
-SETTINGS = ("skip_layers", "merge_prob", "merge_weight", "similarity_threshold")
+SETTINGS = ("skip_layers", "merge_prob", "merge_weight", "similarity_threshold")  # of merging
 ROUNDS = "merge_rounds"
-OWN = (*SETTINGS, ROUNDS)
+TRAINING = ("weight_decay", "smoothing")  # that any arm may have for its own
+_OWN = (*SETTINGS, ROUNDS, *TRAINING)
 _AT, _COMMA, _IS = "@", ",", "="  # of an arm's name that tells its settings
 COMPACT = "compact"
 # How an arm's model is made smaller: by what a merging arm has made equal; or, to the size that this gave, by pruning
@@ -36,24 +38,28 @@ class Arm:
     Attributes:
         criterion: which pairs are merged after each step; None: nothing is merged.
         average: the average of weights over training that is evaluated and kept; None: the weights as trained.
-        settings: of OWN those that the arm has for its own, in place of the options'; so a sweep is one trial.
+        settings: of SETTINGS, ROUNDS and TRAINING those that the arm has for its own, in place of the options'; so a
+            sweep is one trial.
         rounds: whether it also merges without a step after each epoch, before it is evaluated.
+        control: what stands in for each merge, see controls.py.
         smaller: how its model is made smaller before its first epoch; None: it isn't.
     """
 
-    criterion: str | None = None
+    criterion: Criterion | None = None
     average: Average | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     rounds: bool = False
+    control: Control | None = None
     smaller: "Reduction | None" = None
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.settings) - set(OWN))
+        unknown = sorted(set(self.settings) - set(_OWN))
         if unknown:
-            raise ValueError(f"an arm can't set {unknown[0]} for itself: expected any of {', '.join(OWN)}")
+            raise ValueError(f"an arm can't set {unknown[0]} for itself: expected any of {', '.join(_OWN)}")
         if ROUNDS in self.settings and not self.rounds:
             raise ValueError(f"an arm that makes no rounds has no use for {ROUNDS}: leave it out")
-        unused = [*self.settings, *(["rounds"] if self.rounds else [])]
+        unused = [name for name in self.settings if name in SETTINGS]
+        unused += [name for name in ("rounds", "control") if getattr(self, name)]
         if unused and self.criterion is None:
             raise ValueError(f"an arm that merges nothing has no use for {', '.join(unused)}: leave it out")
 
@@ -79,6 +85,14 @@ ARMS = {
     "random-pairs": Arm(criterion="random_pairs"),
     "dissimilar": Arm(criterion="dissimilar"),
     "validation-rounds": Arm(criterion="similar", rounds=True),
+    "norm-matched": Arm(criterion="similar", control="norm"),
+    "noise-matched": Arm(criterion="similar", control="noise"),
+    "norm-matched-rounds": Arm(criterion="similar", rounds=True, control="norm"),
+    "noise-matched-rounds": Arm(criterion="similar", rounds=True, control="noise"),
+    # A. Krogh, J. A. Hertz, "A Simple Weight Decay Can Improve Generalization", NIPS 1991. The value is to be tuned.
+    "weight-decay": Arm(settings={"weight_decay": 0.01}),
+    # C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, with their value.
+    "label-smoothing": Arm(settings={"smoothing": 0.1}),
     "ema": Arm(average="ema"),
     "swa": Arm(average="swa"),
 }
@@ -117,7 +131,11 @@ def _smaller_arm(name: str, way: str) -> Arm:
     merging = arm_of(source)
     if merging.criterion is None:
         raise InputError(f"--arms {name} can't be used: {source} merges nothing, so that nothing is equal in it")
-    return Arm(smaller=Reduction(way, merging, source if way == COMPACT else smaller_name(source, COMPACT)))
+    if merging.control:
+        raise InputError(f"--arms {name} can't be used: {source} is a control of merging, which makes nothing equal")
+    settings = {name: value for name, value in merging.settings.items() if name in TRAINING}
+    reduction = Reduction(way, merging, source if way == COMPACT else smaller_name(source, COMPACT))
+    return Arm(settings=settings, smaller=reduction)
 
 
 def smaller_name(source: str, way: str) -> str:
@@ -133,10 +151,16 @@ def with_compacted_arms(options: SomeOptions) -> SomeOptions:
     arms: list[str] = []
     for name in options.arms:
         arms.append(name)
-        smaller = arm_of(name).criterion and smaller_name(name, COMPACT)
-        if smaller and smaller not in options.arms:
-            arms.append(smaller)
+        arm = arm_of(name)
+        if arm.criterion and not arm.control and smaller_name(name, COMPACT) not in options.arms:
+            arms.append(smaller_name(name, COMPACT))
     return replace(options, arms=tuple(arms))
+
+
+def is_compacted(arm: str) -> bool:
+    """Whether an arm's model is what merging left of that of another, without training."""
+    smaller = arm_of(arm).smaller
+    return smaller is not None and smaller.way == COMPACT
 
 
 def needed_stage(arm: str) -> str:
@@ -146,21 +170,21 @@ def needed_stage(arm: str) -> str:
 
 
 def arm_name(base: str, settings: Mapping[str, Any]) -> str:
-    """The name of an arm with settings of its own, in the order of OWN."""
-    words = _COMMA.join(f"{name}{_IS}{settings[name]}" for name in OWN if name in settings)
+    """The name of an arm with settings of its own, in the order of SETTINGS, ROUNDS and TRAINING."""
+    words = _COMMA.join(f"{name}{_IS}{settings[name]}" for name in _OWN if name in settings)
     return f"{base}{_AT}{words}" if words else base
 
 
 def _own_settings(words: str) -> Iterator[tuple[str, Any]]:
     for word in words.split(_COMMA):
         name, equals, value = word.partition(_IS)
-        if not equals or name not in OWN:
-            raise ValueError(f"{word!r} sets none of {', '.join(OWN)}")
+        if not equals or name not in _OWN:
+            raise ValueError(f"{word!r} sets none of {', '.join(_OWN)}")
         yield name, setting_of(name, value)
 
 
 def setting_of(name: str, text: str) -> int | float | str:
-    """A merge setting from its text: a number, or for thresholds a text as "4sd"; a ValueError where it is neither."""
+    """An arm's setting from its text: a number, or for thresholds a text as "4sd"; a ValueError where it is neither."""
     if name == ROUNDS:
         if not text.isdecimal() or int(text) < 1:
             raise ValueError(f"{name} is {text!r}, but it must be an int from 1")
@@ -181,7 +205,7 @@ def check_arms(options: Options) -> None:
     """Refuse unknown and repeated arms, a comparison that has no baseline, and options that none of the arms needs."""
     names = options.arms
     for name in names:
-        arm_of(name)
+        _check_own_options(name, options)
     if len(set(names)) < len(names):
         raise InputError(f"--arms {' '.join(names)} names an arm twice")
     if BASELINE not in names:
@@ -209,9 +233,23 @@ def _check_smaller_arms(options: Options) -> None:
             raise InputError(f"--arms {name} is made from what {needed} leaves: name that one before it")
 
 
+def _check_own_options(name: str, options: Options) -> None:
+    arm = arm_of(name)
+    if arm.settings.keys() & set(TRAINING):
+        try:
+            check_options(own_options(arm, options))
+        except InputError as error:
+            raise InputError(f"--arms {name} can't be used ({error})") from error
+
+
 def merging_arms(options: Options) -> list[Arm]:
     """Those of the trial's arms that merge."""
     return [arm for name in options.arms if (arm := arm_of(name)).criterion]
+
+
+def own_options(arm: Arm, options: Options) -> Options:
+    """The options that an arm trains with: those of the trial, but for what it trains with for its own."""
+    return replace(options, **{name: value for name, value in arm.settings.items() if name in TRAINING})
 
 
 def merge_settings(arm: Arm, options: Options) -> dict[str, Any]:
@@ -228,10 +266,11 @@ def wrap_optimizer(arm: Arm, optimizer: Optimizer, model: nn.Module, options: Op
     """The optimizer that an arm trains with; a merging one is wrapped before accelerate prepares it."""
     if arm.criterion is None:
         return optimizer
-    settings = merge_settings(arm, options)
+    settings = merge_settings(arm, options) | {"criterion": arm.criterion, "seed": seed}
+    settings["merge_channels"] = options.compact
     try:
-        return InMergeOptimizer(
-            optimizer, model, **settings, criterion=arm.criterion, seed=seed, merge_channels=options.compact
-        )
+        if arm.control:
+            return ControlOptimizer(optimizer, model, arm.control, **settings)
+        return InMergeOptimizer(optimizer, model, **settings)
     except (ValueError, TypeError) as error:
         raise InputError(f"{options.model} can't be merged with these options: {error}") from error
