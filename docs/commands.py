@@ -56,9 +56,13 @@ def parse(command: str) -> None:
     """Raise what the command's parser raises, a SystemExit mostly, or a ValueError where it names what isn't there."""
     program, *words = shlex.split(command, comments=True)
     if program == "make":
+        given = dict(word.split("=", 1) for word in words if "=" in word)
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        if not set(words) <= set(targets):
+        if not {word for word in words if "=" not in word} <= set(targets):
             raise ValueError(f"the Makefile has no {words}")
+        if "study" in words:
+            config = ROOT / "studies" / given["NAME"] / "config.yaml"
+            parse_recipe("medmnist2d", ["--config", str(config), *shlex.split(given.get("ARGS", ""))])
     elif program == "pip":
         extras = {name for word in words for part in re.findall(r"\[(.*)\]", word) for name in part.split(",")}
         known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
