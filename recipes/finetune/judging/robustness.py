@@ -80,7 +80,10 @@ def summarise_robustness(task: Task, suite: str, clean: Clean, cells: Iterable[C
         return {arm: [figures_of(task, test.labels, *pair) for pair in of_arm] for arm, of_arm in pairs.items()}
 
     of_clean = scored(
-        {arm: [found and found.probabilities for found in seeds] for arm, seeds in clean.predictions.items()}
+        {
+            arm: [None if found is None else found.probabilities for found in seeds]
+            for arm, seeds in clean.predictions.items()
+        }
     )
     found: dict[str, dict[int, OfArms]] = {}
     bands: dict[str, dict[int, Any]] = {}
@@ -211,7 +214,7 @@ def _relative(suite: str, clean: OfArms, by_corruption: Mapping[str, OfArms]) ->
             relative_errors(
                 suite,
                 seed["balanced_error"],
-                {name: figures[arm][place]["balanced_error"] for name, figures in by_corruption.items()},
+                {name: of_arms[arm][place]["balanced_error"] for name, of_arms in by_corruption.items()},  # type: ignore[misc]
             )
             for place, seed in enumerate(seeds)
             if seed and seed["balanced_error"] is not None

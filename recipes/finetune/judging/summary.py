@@ -22,6 +22,9 @@ _SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
 
 SCHEMA = 4  # of summary.json; what another version wrote is made anew from the run folder
 
+_CONTROLS = {"random-pairs": "inmerge", "norm-matched": "inmerge", "noise-matched": "inmerge"}  # of which arm
+_CONTROLS |= {"norm-matched-rounds": "validation-rounds", "noise-matched-rounds": "validation-rounds"}
+
 Results = dict[int, dict[str, dict[str, Any]]]  # per seed the arms that came to an end in it
 Scores = dict[str, float | None]
 Kernels = Mapping[str, Scores]  # per layer what merging did to it
@@ -153,8 +156,13 @@ def _share_a_seed(results: Results, *arms: str) -> bool:
 
 
 def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
-    """Arms that are compared with each other, as a question of its own: is it similarity that matters?"""
-    return [("inmerge", "random-pairs")] if {"inmerge", "random-pairs"} <= set(arms) else []
+    """Merging arms and their controls of the same settings: is it similarity, or the partner at all, that matters?"""
+    pairs = []
+    for control in arms:
+        base, at, settings = control.partition("@")
+        if base in _CONTROLS and (arm := f"{_CONTROLS[base]}{at}{settings}") in arms:
+            pairs.append((arm, control))
+    return pairs
 
 
 def _seeds_in_words(seeds: int, some_diverged: bool) -> str | None:
@@ -257,7 +265,7 @@ def _over_seeds(scores: list[Scores | None]) -> dict[str, Any]:
 def _over_layers(found: Sequence[Kernels | None]) -> dict[str, dict[str, Any]]:
     """Per layer what _over_seeds gives."""
     layers: Kernels = next(filter(None, found), {})
-    return {layer: _over_seeds([of_seed and of_seed[layer] for of_seed in found]) for layer in layers}
+    return {layer: _over_seeds([of_seed[layer] if of_seed else None for of_seed in found]) for layer in layers}
 
 
 def _bootstrapped(

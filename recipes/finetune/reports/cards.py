@@ -9,6 +9,7 @@ from ..judging.formatting import epoch_text
 from ..judging.metrics import operating_points, title_of
 from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, WEIGHTS
+from ..training.squeezenet import default_cfgs
 from .rendering import template
 from .style import mean_text, number_text
 
@@ -35,6 +36,7 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "seed": seed,
         "seeds": len(run.finished_seeds(arm)),
         "weights": f"../fold_0/{arm}/{WEIGHTS}" if run.folds else WEIGHTS,
+        "torchvision": bool(config) and config.architecture in default_cfgs,  # timm alone doesn't know it
         "fixed_size": f", img_size={recorded['image_size']}" if recorded and config and config.fixed_input_size else "",
         "preparing": preparing_lines(recorded) if recorded else None,
         "prepared": _prepared_text(recorded) if recorded else None,

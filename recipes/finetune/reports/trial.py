@@ -161,7 +161,7 @@ def _arms(run: FinishedRun) -> Section | None:
     absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
-    epochs = ["epoch kept", *(epochs_text(run.summary, arm) for arm in run.arms)]
+    epochs: list[str | None] = ["epoch kept", *(epochs_text(run.summary, arm) for arm in run.arms)]
     rows = [epochs, *_rows_by_metric(run, run.summary)]
     return Section("The arms", text, ("", *run.arms), rows, pictures(run, "differences"))
 
@@ -229,7 +229,7 @@ def _per_class(run: FinishedRun) -> Section | None:
 
 
 def _difference_text(found: dict[str, Any] | None) -> str | None:
-    return found and interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"]))
+    return interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"])) if found else None
 
 
 def settings_section(run: FinishedRun) -> Section:

@@ -79,12 +79,15 @@ class FirstMerge:
 
     def _keep(self, *_: Any) -> None:
         if not self._moved:
-            self._before = {layer: module.weight.detach().clone() for layer, module in self._modules.items()}
+            self._before = {
+                layer: module.get_parameter("weight").detach().clone() for layer, module in self._modules.items()
+            }
 
     def _measure(self, *_: Any) -> None:
         before, self._before = self._before, {}
         for layer, weight in before.items():
-            self._moved[layer] = _norm(self._modules[layer].weight.detach() - weight) / _norm(weight)
+            now = self._modules[layer].get_parameter("weight").detach()
+            self._moved[layer] = _norm(now - weight) / _norm(weight)
 
 
 def _norm(weight: Tensor) -> Tensor:
@@ -103,7 +106,7 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
     So the baseline has ranks to compare with: did merging lower the rank? None where no arm merges.
     """
     arms = [arm] if arm.criterion else merging_arms(options)
-    layers = {}
+    layers: dict[str, KernelLayer] = {}
     for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
         layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
     return sorted(layers.values(), key=lambda layer: layer.index)
