@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test portable lint bench coverage docs docs-check mutants
+.PHONY: demo test portable lint bench study coverage docs docs-check mutants
 
 demo: .venv/installed
 	rm -rf runs/demo
@@ -28,6 +28,10 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/step_cost.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/recipe_vs_peers.py
+
+# make study NAME=text_against_code ARGS="--data-dir DIR --checkpoint FILE": docs/studies.md.
+study: .venv/installed
+	$(BIN)/python studies/run.py $(NAME) $(ARGS)
 
 # The lines and branches that the tests run, of the package and of the recipes.
 coverage: .venv/installed

@@ -174,7 +174,7 @@ def kernel_layers(
             f"{type(model).__name__} is sharded by {sharding} and can't be traced: call kernel_layers before sharding, "
             "and pass names=[layer for layer in layers if layer.selected]"
         )
-    skip_layers = _check_skip_layers(skip_layers)
+    skip_layers = check_skip_layers(skip_layers)
     layer_types = _check_layer_types(layer_types)
     modules = {name: module for name, module in model.named_modules() if isinstance(module, layer_types)}
     _check_weights(model, modules)
@@ -242,7 +242,8 @@ def obstacle(module: nn.Module) -> str:
     return ""
 
 
-def _check_skip_layers(skip_layers: float) -> float:
+def check_skip_layers(skip_layers: float) -> float:
+    """Return L_s as Python's int or float; a ValueError for what can be no L_s, whatever the model."""
     if isinstance(skip_layers, Integral) and not isinstance(skip_layers, bool) and skip_layers >= 0:
         return int(skip_layers)
     if isinstance(skip_layers, Real) and not isinstance(skip_layers, Integral) and 0 <= skip_layers < 1:

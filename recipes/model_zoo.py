@@ -60,8 +60,10 @@ def _run(argv: list[str] | None) -> list[str]:
     from finetune.grid import run_on_ray, run_or_fail
     from finetune.runs.settings import check_run_folder
     from finetune.trial import check_trial
+    from finetune.tuning import refuse_tuning
     from finetune.zoo import check_zoo, declare_family, errors_of, member, write_zoo
 
+    refuse_tuning(options)
     cells = _cells(options)
     mine = _shard(options.shard, cells)
     check_zoo(options.output)

@@ -49,7 +49,9 @@ def _run(argv: list[str]) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
     from finetune.sweep import run_sweep
     from finetune.training.points import read_sweeps, sweep_arms
+    from finetune.tuning import refuse_tuning
 
+    refuse_tuning(found)
     arms = sweep_arms(read_sweeps(found.sweep), found, found.crossed)
     values = {field.name: getattr(found, field.name) for field in fields(of_data)}
     run_sweep(of_data(**values | {"arms": arms, "config": None}), found.confirm_seeds)

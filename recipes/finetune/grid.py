@@ -25,11 +25,12 @@ import torch
 import inmerge_optim
 
 from .data.images import ImageData
-from .errors import InputError, first_line
+from .errors import InputError, damage_told, first_line
 from .options import Options
 from .reports.progress import GridProgress
 from .runs.layout import BACKBONE
 from .runs.lock import RunHeld, hold_run
+from .runs.settings import check_run_folder
 from .signals import Stopped
 from .training.peers import failed_alike
 from .trial import BEGIN, JUDGE, AddSections, Part, check_trial, run_part, run_trial, tell_trial
@@ -108,7 +109,8 @@ def _run_here(trial: Trial) -> None:
 def run_on_ray(trials: Sequence[Trial]) -> Iterator[tuple[Trial, Outcome]]:
     """Run trials that were checked on Ray, as many parts at once as there is room for; each with its outcome.
 
-    A folder that another launch holds is left to it.
+    A folder that another launch holds is left to it. Folders are checked here, once they are held: what a trial's
+    beginning finds there later is its own, from before its process was killed.
     """
     try:
         with ExitStack() as stack:
@@ -116,8 +118,12 @@ def run_on_ray(trials: Sequence[Trial]) -> Iterator[tuple[Trial, Outcome]]:
             for trial in trials:
                 try:
                     stack.enter_context(hold_run(trial.folder))
+                    with damage_told(trial.folder):
+                        check_run_folder(trial.folder, trial.options, launch={})
                 except RunHeld as held:
                     yield trial, held
+                except InputError as error:
+                    yield trial, Failure(str(error), traceback.format_exc())
                 else:
                     mine.append(replace(trial, options=replace(trial.options, output=trial.folder.absolute())))
             if mine:

@@ -37,7 +37,7 @@ from .runs.settings import (
 )
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
-from .training.arms import arm_of, check_arms, wrap_optimizer
+from .training.arms import arm_of, check_arms, own_options, wrap_optimizer
 from .training.augment import check_augmentations
 from .training.averages import has_batch_norm
 from .training.models import (
@@ -150,13 +150,22 @@ def _run_or_go_on(
 
 
 def _begin(
-    accelerator: Accelerator, options: Options, run: Path, load_data: Callable[[], ImageData], main_first: bool
+    accelerator: Accelerator,
+    options: Options,
+    run: Path,
+    load_data: Callable[[], ImageData],
+    main_first: bool,
+    checked: bool = False,
 ) -> ImageData | None:
-    """Check everything, and write the settings of a run that is new; the data, or None if it is judged already."""
+    """Check everything, and write the settings of a run that is new; the data, or None if it is judged already.
+
+    Args:
+        checked: whoever holds the folder has found that it may be used: what was begun there since is to go on.
+    """
     per_process = _images_per_pass(options, accelerator.num_processes)
     launch = launch_of(accelerator)
     with damage_told(run):
-        check_run_folder(run, options, launch)
+        check_run_folder(run, replace(options, resume=True) if checked else options, launch)
         if _is_judged(run, options):
             return None
     with accelerator.main_process_first() if main_first else nullcontext():
@@ -220,6 +229,8 @@ def run_part(
 ) -> bool:
     """Run a part of a trial in a process of its own, alone; whoever starts the parts holds the run folder's lock.
 
+    A part that was killed goes on when it is run again, the beginning too, as the folder was checked before it.
+
     Args:
         options: with the run folder as their output.
 
@@ -229,7 +240,7 @@ def run_part(
     run = options.output
     accelerator = _accelerator(options, run)
     if part == BEGIN:
-        more = _begin(accelerator, options, run, load_data, main_first=False) is not None
+        more = _begin(accelerator, options, run, load_data, main_first=False, checked=True) is not None
     else:
         data = _load(accelerator, options, load_data)
         if part == JUDGE:
@@ -328,6 +339,11 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> nn.Modul
         )
     if options.smoothing and data.task.multi_label:
         raise InputError(f"--smoothing has no effect on the labels of {data.name}, which has no classes: leave it out")
+    for name in options.arms:
+        if data.task.multi_label and own_options(arm_of(name), options).smoothing:
+            raise InputError(
+                f"--arms {name} smooths classes, and {data.name} has labels in place of them: leave it out"
+            )
     fresh = not options.resume
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))

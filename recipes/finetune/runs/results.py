@@ -49,7 +49,7 @@ def write_curves(folder: Path, progress: Progress) -> None:
     header = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in METRICS))
     write_csv(folder / CURVES, header, progress.metrics)
     if progress.merges:
-        header = ("epoch", "layer", "drawn", "merged", "mean_cosine", "effective_rank")
+        header = ("epoch", "layer", "drawn", "merged", "mean_cosine", "effective_rank", "displacement")
         write_csv(folder / MERGES, header, progress.merges)
     write_json(folder / TIMING, {"training_seconds": progress.seconds})
 

@@ -5,6 +5,7 @@ from decimal import Decimal, InvalidOperation
 from itertools import product
 from typing import Any
 
+from inmerge_optim.selection import check_skip_layers
 from inmerge_optim.settings import check_setting
 
 from ..errors import InputError, near_names
@@ -50,10 +51,10 @@ def _values(text: str, name: str, word: str) -> Iterator[Any]:
     for one in words:
         try:
             value = setting_of(name, one)
-            if name != "skip_layers":  # which the model decides
+            if name == "skip_layers":
+                check_skip_layers(value)
+            else:
                 check_setting(name, value)
-            elif not (value >= 0 and (isinstance(value, int) or value < 1)):
-                raise ValueError(f"skip_layers is {value}, but it must be an int from 0 or a fraction below 1")
         except ValueError as error:
             raise InputError(f"--sweep {text} can't be used ({error}): {_HOW}") from error
         yield value

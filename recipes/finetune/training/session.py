@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..data import tasks
 from ..data.images import ImageData
 from ..options import Options
-from .arms import wrap_optimizer
+from .arms import own_options, wrap_optimizer
 from .augment import Draws, augment, draw_augmentations
 from .averages import create_average
 from .batches import (
@@ -71,6 +71,7 @@ class Session:
 
 def prepare_session(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> Session:
     """Create everything that the stage needs, as it is before its first epoch."""
+    options = own_options(stage.arm, options)
     seed_globals(stage.seed, "initialisation", 0, rank=0)
     if stage.start is None:
         model = create_model(options, data, pretrained=options.pretrained)

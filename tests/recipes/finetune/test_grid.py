@@ -17,11 +17,13 @@ from finetune import grid
 from finetune.errors import InputError
 from finetune.grid import Failure, Trial, run_on_ray, run_or_fail
 from finetune.options import Options, parse_options
+from finetune.runs import settings
+from finetune.runs.config import read_config, write_config
 from finetune.runs.lock import RunHeld, hold_run
 from finetune.sources.named import load_dataset
 from finetune.sources.options import DatasetOptions
 from finetune.trial import BEGIN, JUDGE, Part, run_part
-from small_runs import QUICK, assert_same, run_recipe
+from small_runs import QUICK, Killed, assert_same, kill_at, run_recipe
 
 SMALL = ["--dataset", "digits", *QUICK, "--epochs", "1", "--inmerge-epochs", "1", "--limit-train", "200"]
 Done = tuple[object, bool]
@@ -119,6 +121,47 @@ def test_a_folder_that_another_launch_holds_is_left_to_it(tmp_path: Path, on_fak
     assert isinstance(outcomes["a"], RunHeld)
     assert outcomes["b"] is None
     assert {name for name, _ in fake.log} == {"b"}
+
+
+def test_a_folder_with_a_run_is_refused_before_anything_is_begun(
+    tmp_path: Path, on_fake_ray: Callable[..., FakeRay]
+) -> None:
+    fake = on_fake_ray(lambda trial, part: (None, True))
+    asked = trials(tmp_path, "a", "b")
+    asked[0].folder.mkdir()
+    write_config(asked[0].folder, asked[0].options)
+    outcomes = {trial.name: outcome for trial, outcome in run_on_ray(asked)}
+    assert "holds a run: pass --resume to go on with it" in outcomes["a"].sentence
+    assert outcomes["b"] is None
+    assert {name for name, _ in fake.log} == {"b"}
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_a_beginning_that_was_killed_as_it_wrote_is_begun_again(
+    tmp_path: Path, on_fake_ray: Callable[..., FakeRay], monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    """As Ray starts it again, and without --resume."""
+
+    def run(trial: Trial, part: Part) -> Done:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        arguments = (trial.options, trial.load_data, part, None)
+        with monkeypatch.context() as patch:
+            kill_at(patch, settings, "write_json", call)  # after config.yaml, which makes the folder a run's
+            with pytest.raises(Killed):
+                run_part(*arguments)
+        assert run_part(*arguments)
+        return None, False
+
+    on_fake_ray(run)
+    options = parse_options(DatasetOptions, [*SMALL, "--output", str(tmp_path / "run")])
+    try:
+        outcomes = list(run_on_ray([Trial(options, partial(load_dataset, options), "run")]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [outcome for _, outcome in outcomes] == [None]
+    assert {"config.yaml", "data.json", "versions.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    assert read_config(tmp_path / "run")["resume"] is False
 
 
 def test_parts_in_any_order_end_as_one_process_does(tmp_path: Path, on_fake_ray: Callable[..., FakeRay]) -> None:

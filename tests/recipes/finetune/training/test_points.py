@@ -31,7 +31,7 @@ def test_sweeps_are_lists_and_ranges_with_both_ends() -> None:
         (["merge_prob=nan"], "merge_prob is nan"),
         (["merge_prob=dissimilar"], "merge_prob is 'dissimilar', but it must be a number"),
         (["similarity_threshold=4dd"], "similarity_threshold is '4dd'"),
-        (["skip_layers=-1"], "skip_layers is -1, but it must be an int from 0 or a fraction below 1"),
+        (["skip_layers=-1"], "skip_layers is -1, but it must be an int from 0 or a float from 0 to below 1"),
         (["skip_layers=1.5"], "skip_layers is 1.5"),
         (["merge_weight=0.5:0.9"], "has the range 0.5:0.9: expected first:last:step"),
         (["merge_weight=0.5:0.9:0"], "has the range"),
@@ -99,7 +99,8 @@ def test_what_is_no_arm_is_told(name: str, message: str) -> None:
 
 
 def test_rounds_belong_to_arms_that_merge_without_steps() -> None:
-    assert [name for name, arm in ARMS.items() if arm.rounds] == ["validation-rounds"]
+    rounds = ["validation-rounds", "norm-matched-rounds", "noise-matched-rounds"]
+    assert [name for name, arm in ARMS.items() if arm.rounds] == rounds
     with pytest.raises(ValueError, match="merges nothing has no use for rounds"):
         Arm(rounds=True)
     with pytest.raises(InputError, match="--merge-rounds has no effect on --arms baseline inmerge: add validation"):
