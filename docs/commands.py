@@ -57,7 +57,7 @@ def parse(command: str) -> None:
     program, *words = shlex.split(command, comments=True)
     if program == "make":
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        if not set(words) <= set(targets):
+        if not {word for word in words if "=" not in word} <= set(targets):
             raise ValueError(f"the Makefile has no {words}")
     elif program == "pip":
         extras = {name for word in words for part in re.findall(r"\[(.*)\]", word) for name in part.split(",")}
