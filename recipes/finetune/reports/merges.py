@@ -42,8 +42,8 @@ def merges_section(run: FinishedRun) -> Section:
     if all(1000 * count["merged"] < count["drawn"] for count in totals):
         text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
     text = "\n\n".join([text, *(sentence for sentence in sentences if sentence)])
-    header = ["arm", "layer", "drawn", "merged", "share", "mean cosine", "displacement"]
-    header += [f"norm over {BASELINE}'s", f"effective rank over {BASELINE}'s"]
+    counted = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "displacement")
+    header = (*counted, f"norm over {BASELINE}'s", f"effective rank over {BASELINE}'s")
     return Section("What merging did to the weights", text, header, rows, pictures(run, "merge_rates"))
 
 

@@ -79,12 +79,15 @@ class FirstMerge:
 
     def _keep(self, *_: Any) -> None:
         if not self._moved:
-            self._before = {layer: module.weight.detach().clone() for layer, module in self._modules.items()}
+            self._before = {
+                layer: module.get_parameter("weight").detach().clone() for layer, module in self._modules.items()
+            }
 
     def _measure(self, *_: Any) -> None:
         before, self._before = self._before, {}
         for layer, weight in before.items():
-            self._moved[layer] = _norm(self._modules[layer].weight.detach() - weight) / _norm(weight)
+            now = self._modules[layer].get_parameter("weight").detach()
+            self._moved[layer] = _norm(now - weight) / _norm(weight)
 
 
 def _norm(weight: Tensor) -> Tensor:
