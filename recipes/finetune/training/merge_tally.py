@@ -66,7 +66,7 @@ class FirstMerge:
     """
 
     def __init__(self, model: nn.Module, optimizer: InMergeOptimizer, watched: list[KernelLayer]) -> None:
-        self._modules = layer_modules(model, watched)
+        self._modules: dict[str, Any] = layer_modules(model, watched)
         self._before: dict[str, Tensor] = {}
         self._moved: dict[str, Tensor] = {}
         optimizer.base_optimizer.register_step_post_hook(self._keep)
