@@ -20,7 +20,7 @@ IMPORTS = {
     "... and InMergeOptimizer": ["-c", "import torch, timm; from inmerge_optim import InMergeOptimizer"],
     "inmerge --help": ["-m", "inmerge_optim", "--help"],
 }
-HELP = ("medmnist2d", "chestxray", "imagefolder", "report", "predict")
+HELP = sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
 
 
 def seconds_of(arguments: list[str]) -> float:

@@ -20,7 +20,13 @@ def main() -> None:
     recipe = HERE / f"{sys.argv.pop(1)}.py"
     sys.argv[0] = str(recipe)
     sys.path.insert(0, str(HERE))  # as Python does for a script
-    runpy.run_path(str(recipe), run_name="__main__")
+    try:
+        runpy.run_path(str(recipe), run_name="__main__")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("finetune", "inmerge_optim"):
+            raise
+        print(f"inmerge-recipes lacks a library ({error}): pip install 'inmerge_optim[recipes]'", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

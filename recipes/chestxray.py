@@ -18,12 +18,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: ChestXrayOptions) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
-    from finetune.grid import Trial, run_on_engine
+    from finetune.grid import Trial
     from finetune.reports.chestxray14 import chestxray_sections
     from finetune.sources.chestxray14 import check_chestxray14, load_chestxray14
     from finetune.sources.nih_labels import NAME
     from finetune.sources.nih_tree import read_boxes
     from finetune.trial import check_trial
+    from finetune.tuning import run_tuned
 
     check_chestxray14(options)
     if options.prepare_only:
@@ -34,7 +35,7 @@ def _run(options: ChestXrayOptions) -> None:
         return
     findings = read_boxes(options.data_dir) if options.data_dir else None
     sections = partial(chestxray_sections, findings=findings)
-    run_on_engine(
+    run_tuned(
         Trial(options, partial(load_chestxray14, options), f"{NAME}-{options.model}", False, add_sections=sections)
     )
 

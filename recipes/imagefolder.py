@@ -18,18 +18,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: OwnImagesOptions) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
-    from finetune.grid import Trial, run_on_engine
+    from finetune.grid import Trial
     from finetune.reports.look import look_at
     from finetune.reports.own_images import own_sections
     from finetune.sources.imagefolder import check_own_images, find_own_images, load_own_images, name_of
     from finetune.trial import check_trial
+    from finetune.tuning import run_tuned
 
     check_own_images(options)
     if options.prepare_only:
         check_trial(options)
         print(look_at(find_own_images(options, allow_missing=True), options.image_size))
         return
-    run_on_engine(
+    run_tuned(
         Trial(options, partial(load_own_images, options), f"{name_of(options)}-{options.model}", False, own_sections)
     )
 

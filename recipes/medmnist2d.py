@@ -18,11 +18,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: DatasetOptions) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
-    from finetune.grid import Trial, run_on_engine
+    from finetune.grid import Trial
     from finetune.sources.named import check_dataset, load_dataset
+    from finetune.tuning import run_tuned
 
     check_dataset(options)
-    run_on_engine(Trial(options, partial(load_dataset, options), f"{options.dataset}-{options.model}"))
+    run_tuned(Trial(options, partial(load_dataset, options), f"{options.dataset}-{options.model}"))
 
 
 if __name__ == "__main__":

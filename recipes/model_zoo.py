@@ -8,26 +8,16 @@ import re
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from finetune.errors import InputError, damage_told, exit_on_input_error, is_main_process
 from finetune.files import write_json
-from finetune.grid import Outcome, Trial, run_on_ray, run_or_fail
 from finetune.options import BASELINE, parse_options
-from finetune.runs.lock import RunHeld
-from finetune.runs.settings import check_run_folder
-from finetune.sources.named import check_dataset, load_dataset
 from finetune.sources.options import DatasetOptions
-from finetune.trial import check_trial
-from finetune.zoo import (
-    check_zoo,
-    count_expected_merges,
-    declare_family,
-    error_file,
-    errors_of,
-    member,
-    write_zoo,
-)
 from tyro.conf import Suppress
+
+if TYPE_CHECKING:
+    from finetune.grid import Outcome, Trial
 
 # What the paper gives as L_s.
 PAPER_SKIP_LAYERS = {"vgg16": 10, "vgg19": 10, "resnet34": 30}
@@ -45,7 +35,7 @@ class ZooOptions(DatasetOptions):
     """2D sets of MedMNIST, or digits."""
     shard: str = "1/1"
     """i/n: run the i-th, (i + n)-th ... of the trials alone. Jobs with other i may run at the same time."""
-    skip_layers: int | float | None = None
+    skip_layers: int | float | None = None  # type: ignore[assignment]
     """Shallow convolutions that are never merged. None: the paper's number for vgg16, vgg19 (10) and resnet34 (30), a
     fraction of 0.6 for the others."""
     output: Path = Path("runs/zoo")
@@ -66,6 +56,14 @@ def main(argv: list[str] | None = None) -> None:
 def _run(argv: list[str] | None) -> list[str]:
     """Run the cells of the shard that are not done yet, and return the names of those that failed."""
     options = parse_options(ZooOptions, argv)
+    # Not before the options are read: --help and mistakes in them are answered at once.
+    from finetune.grid import run_on_ray, run_or_fail
+    from finetune.runs.settings import check_run_folder
+    from finetune.trial import check_trial
+    from finetune.tuning import refuse_tuning
+    from finetune.zoo import check_zoo, declare_family, errors_of, member, write_zoo
+
+    refuse_tuning(options)
     cells = _cells(options)
     mine = _shard(options.shard, cells)
     check_zoo(options.output)
@@ -92,6 +90,8 @@ def _run(argv: list[str] | None) -> list[str]:
 
 def _cells(options: ZooOptions) -> list[DatasetOptions]:
     """The options of each trial: those of medmnist2d.py, so that it and report.py can take any of the run folders."""
+    from finetune.sources.named import check_dataset
+
     for name, values in (("models", options.models), ("datasets", options.datasets)):
         if not values:
             raise InputError(f"--{name} is empty: name one or more")
@@ -119,12 +119,19 @@ def _shard(text: str, cells: list[DatasetOptions]) -> list[DatasetOptions]:
     return cells[int(found[1]) - 1 :: int(found[2])]
 
 
-def _trial(cell: DatasetOptions) -> Trial:
+def _trial(cell: DatasetOptions) -> "Trial":
+    from finetune.grid import Trial
+    from finetune.sources.named import load_dataset
+    from finetune.zoo import count_expected_merges
+
     return Trial(cell, partial(load_dataset, cell), cell.output.name, add_sections=count_expected_merges)
 
 
-def _record(cell: DatasetOptions, outcome: Outcome) -> None:
+def _record(cell: DatasetOptions, outcome: "Outcome") -> None:
     """Write down why a trial failed, for the next call to try it again; one that another job works on is left to it."""
+    from finetune.runs.lock import RunHeld
+    from finetune.zoo import error_file
+
     error = error_file(cell.output)
     if isinstance(outcome, RunHeld):
         print(f"{cell.output.name} is left out here: {outcome}", flush=True)

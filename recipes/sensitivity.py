@@ -7,6 +7,7 @@ python recipes/sensitivity.py --config recipes/configs/paper_fig2.yaml --data-di
 import sys
 from dataclasses import dataclass, fields, make_dataclass
 from itertools import pairwise
+from typing import Any
 
 from finetune.errors import exit_on_input_error
 from finetune.options import Options, config_values, parse_options
@@ -44,17 +45,19 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(argv: list[str]) -> None:
     of_data = OPTIONS.get(_dataset(argv), DatasetOptions)
-    found = parse_options(options_of_sweep(of_data), _gathered(argv))
+    found: Any = parse_options(options_of_sweep(of_data), _gathered(argv))
     # Not before the options are read: --help and mistakes in them are answered at once.
     from finetune.sweep import run_sweep
     from finetune.training.points import read_sweeps, sweep_arms
+    from finetune.tuning import refuse_tuning
 
+    refuse_tuning(found)
     arms = sweep_arms(read_sweeps(found.sweep), found, found.crossed)
     values = {field.name: getattr(found, field.name) for field in fields(of_data)}
     run_sweep(of_data(**values | {"arms": arms, "config": None}), found.confirm_seeds)
 
 
-def options_of_sweep(of_data: type[Options]) -> type[Options]:
+def options_of_sweep(of_data: type[Options]) -> type[Any]:
     """The options of the recipe for some data, and those of a sweep."""
     kind = make_dataclass("SweepOptions", [], bases=(SweepOptions, of_data), kw_only=True)
     kind.__doc__ = SweepOptions.__doc__

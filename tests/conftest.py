@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -39,6 +40,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("portable")
     place = {name: number for number, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
+def pytest_collection_finish():
+    """Spare the libraries' half a million objects from each collection, of which accelerate asks for two a stage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

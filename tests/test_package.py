@@ -62,6 +62,24 @@ def test_the_wheel_has_the_recipes_and_runs_them_from_anywhere(tmp_path):
     told = recipes("medmnist2d", "--config", "demo.yaml", "--lr", "-1")
     assert (told.returncode, told.stderr.count("\n")) == (2, 1), told.stderr
     assert "--lr must be at least 0, not -1" in told.stderr
+    program = "import sys, runpy; sys.modules['tyro'] = None; runpy.run_module('inmerge_recipes', run_name='__main__')"
+    command = [sys.executable, "-c", program, "medmnist2d"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "inmerge-recipes lacks a library" in done.stderr
+    assert done.stderr.endswith("pip install 'inmerge_optim[recipes]'\n")
     assert "finetune/reports/templates/report.html.j2" in {
         name.removeprefix("inmerge_recipes/") for name in zipfile.ZipFile(wheel).namelist()
     }
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_a_page_outside_the_site_lead_somewhere(page):
+    """Those of docs/ are checked where the site is built."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links
+    for path, _, anchor in (link.partition("#") for link in links if not link.startswith("https://")):
+        assert (ROOT / path).exists(), f"{page} links to {path}, which is not there"
+        headings = re.findall(r"^#+ (.*)$", (ROOT / (path or page)).read_text(encoding="utf-8"), re.M) if anchor else []
+        assert not anchor or anchor in {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in headings}

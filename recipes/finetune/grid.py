@@ -250,7 +250,7 @@ def _connected(options: Options) -> Iterator[Any]:
     if options.ray_address not in (None, "auto"):
         _check_address(options.ray_address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    settings = {} if options.ray_address else {"include_dashboard": False}
+    settings: dict[str, Any] = {} if options.ray_address else {"include_dashboard": False}
     settings["runtime_env"] = {"env_vars": _NO_GPU_UNASKED}
     handler = signal.getsignal(signal.SIGTERM)
     try:

@@ -50,12 +50,19 @@ class Options:
     """Seed of the split, where the data come without one; it does not vary with --seeds."""
     arms: tuple[str, ...] = (BASELINE, "inmerge")
     """What is compared; baseline must be among them."""
+    tune: tuple[str, ...] = ()
+    """Arms with settings, such as weight-decay@weight_decay=0.01 weight-decay@weight_decay=0.1: the one that is best on
+    validation over --tune-seeds takes the place of weight-decay in --arms."""
+    tune_seeds: tuple[int, ...] = ()
+    """Seeds of the run that tunes, in a folder beside --output; none of --seeds."""
     keep_by: Literal["auroc", "loss"] = "auroc"
     """The epoch that is kept has the highest AUROC on validation, or the lowest loss there."""
     start_from: Literal["last", "kept"] = "last"
     """The epoch of the backbone that the arms start from: the last, or the best by --keep-by, at the rate it had."""
-    primary_metric: Literal["auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "brier"] = "auroc"
-    """The metric that the verdict is about; of log_loss and brier lower is better."""
+    primary_metric: Literal[
+        "auroc", "accuracy", "balanced_accuracy", "auprc", "kappa", "log_loss", "log_loss_scaled", "brier"
+    ] = "auroc"
+    """The metric that the verdict is about; of both log losses and brier lower is better."""
     margin: float | None = None
     """The smallest difference in it that matters. None: 0.005, and the report says that it was not chosen."""
     planned_seeds: int | None = None
@@ -165,7 +172,7 @@ def _with_whole_paths(options: SomeOptions) -> SomeOptions:
     values = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     if (values.get("hub") or "").startswith("~"):  # a folder, where others are names on the hub
         values["hub"] = str(whole("--hub", Path(values["hub"])))
-    texts = {name: value for name, value in values.items() if isinstance(value, str | Path)}
+    texts: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, str | Path)}
     return dataclasses.replace(options, **{name: whole(f"--{_flag(name)}", value) for name, value in texts.items()})
 
 

@@ -93,7 +93,8 @@ def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndar
     ]
     batch_size = models[0].batch_size
     form = form_of(kept.preprocessing, image_opener())
-    found, left_out = {}, {}
+    found: dict[Path, np.ndarray] = {}
+    left_out: dict[Path, str] = {}
     for start in range(0, len(paths), batch_size):
         squares = {}
         for path in paths[start : start + batch_size]:

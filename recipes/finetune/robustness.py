@@ -233,7 +233,7 @@ def summarise_run(scorer: RunScorer) -> dict[str, Any]:
     rule = run.rule
     clean = Clean(
         predictions=run.each_seed(run.predictions),
-        thresholds=run.each_seed(run.thresholds),
+        chosen=run.each_seed(run.chosen),
         metric=rule.metric,
         margin=rule.margin,
         compared=[arm for arm in run.asked_arms if arm != BASELINE],
@@ -265,10 +265,7 @@ def _attacks(scorer: RunScorer, clean: Clean) -> dict[str, Any]:
     return {
         kind: {
             f"{levels:g}": {
-                arm: [
-                    figures_of(scorer.run.task, labels, *pair)
-                    for pair in zip(seeds, clean.thresholds[arm], strict=True)
-                ]
+                arm: [figures_of(scorer.run.task, labels, *pair) for pair in zip(seeds, clean.chosen[arm], strict=True)]
                 for arm, seeds in probabilities.items()
             }
             for levels, probabilities in zip(scorer.wanted.attack_levels, scorer.by_severity(kind), strict=True)

@@ -37,7 +37,7 @@ from .runs.settings import (
 )
 from .runs.summaries import read_summary, write_summary
 from .signals import Stopped
-from .training.arms import arm_of, check_arms, wrap_optimizer
+from .training.arms import arm_of, check_arms, own_options, wrap_optimizer
 from .training.augment import check_augmentations
 from .training.averages import has_batch_norm
 from .training.models import (
@@ -339,6 +339,11 @@ def _check_data(options: Options, data: ImageData, per_process: int) -> nn.Modul
         )
     if options.smoothing and data.task.multi_label:
         raise InputError(f"--smoothing has no effect on the labels of {data.name}, which has no classes: leave it out")
+    for name in options.arms:
+        if data.task.multi_label and own_options(arm_of(name), options).smoothing:
+            raise InputError(
+                f"--arms {name} smooths classes, and {data.name} has labels in place of them: leave it out"
+            )
     fresh = not options.resume
     seed_globals(options.seeds[0], "initialisation", 0, rank=0)
     model = create_model(options, data, pretrained=options.pretrained and (fresh or options.checkpoint is not None))

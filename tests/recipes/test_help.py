@@ -11,9 +11,7 @@ import pytest
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize(
-    "recipe", ["chestxray", "imagefolder", "medmnist2d", "predict", "report", "robustness", "sensitivity"]
-)
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("[!_]*.py")))
 def test_help_is_given_without_torch(recipe: str) -> None:
     program = (
         "import runpy, sys\n"

@@ -56,6 +56,9 @@ def test_summary_has_its_form(digits_run: Path) -> None:
     merged = sum(layer["merged"] for layer in summary["merges"]["inmerge"].values())
     drawn = sum(layer["drawn"] for layer in summary["merges"]["inmerge"].values())
     assert 0 < merged <= drawn
+    kernels = summary["kernels"]["inmerge"]
+    assert set(kernels) == set(summary["merges"]["inmerge"])
+    assert all(found[figure]["values"][0] < 1 for found in kernels.values() for figure in found)
     with (digits_run / "seed_0/inmerge/merges.csv").open() as file:
         assert sum(int(row["merged"]) for row in csv.DictReader(file)) == merged
 
@@ -74,6 +77,8 @@ def test_mean_cosine_and_effective_rank_of_each_layer_and_epoch(digits_run: Path
     assert {(row["drawn"], row["merged"], row["mean_cosine"]) for row in plain} == {("0", "0", "")}
     ranks, plain_ranks = ([float(row["effective_rank"]) for row in arm] for arm in (rows, plain))
     assert all(np.less(ranks, plain_ranks)), "merging draws kernels together"
+    assert all(0 < float(row["displacement"]) < 1 for row in rows)
+    assert {row["displacement"] for row in plain} == {""}
     epoch = json.loads((digits_run / "seed_0/inmerge/result.json").read_text())["epoch"]
     model = timm.create_model(
         "test_resnet", num_classes=10, checkpoint_path=str(digits_run / "seed_0/inmerge/model.safetensors")

@@ -18,12 +18,14 @@ import pytest
 import report
 import torch
 from finetune.errors import InputError
+from finetune.reports.style import interval_text
 from finetune.runs.finished import FinishedRun, current_summary
 from finetune.runs.results import read_predictions
 from finetune.runs.sections import Section, write_sections
 from huggingface_hub import ModelCard
 from PIL import Image
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.special import softmax
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 from small_runs import QUICK, run_digits, run_recipe
 
 SHORT = ["--epochs", "1", "--inmerge-epochs", "2", "--limit-train", "400", "--similarity-threshold", "-0.5"]
@@ -107,11 +109,35 @@ def test_verdicts_and_merges_are_those_of_the_summary(run: Path) -> None:
     text = (run / "report.md").read_text()
     for found in summary["verdicts"]:
         assert found["sentence"] in text
-    rows = {(row["arm"], row["layer"]): row for row in tables_of(text)["Kernels merged"]}
+    rows = {(row["arm"], row["layer"]): row for row in tables_of(text)["What merging did to the weights"]}
     for arm, layers in summary["merges"].items():
         for layer, count in layers.items():
             assert rows[arm, layer]["merged"] == f"{count['merged']:,}"
+            for figure, title in (("norm", "norm"), ("effective_rank", "effective rank")):
+                mean = np.mean(summary["kernels"][arm][layer][figure]["values"])
+                assert rows[arm, layer][f"{title} over baseline's"] == f"{mean:.3f}"
     assert "--recalibrate-bn was off" in text
+
+
+def test_calibration_is_told_as_predicted_and_scaled(run: Path) -> None:
+    """By the temperatures fitted on validation, which stand in the summary; the test set has no part in them."""
+    summary, text = json.loads((run / "summary.json").read_text()), (run / "report.md").read_text()
+    tables = tables_of(text)
+    for arm in ("baseline", "inmerge", "random-pairs"):
+        found = summary["temperatures"][arm]["all classes"]
+        for seed, temperature in zip((0, 1), found["values"], strict=True):
+            val, test = (read_predictions(run / f"seed_{seed}/{arm}", part) for part in ("val", "test"))
+            around = temperature * np.array([0.99, 1, 1.01])
+            losses = [log_loss(val.labels, softmax(np.log(val.probabilities) / value, axis=1)) for value in around]
+            assert min(losses) == losses[1]
+            scaled = log_loss(test.labels, softmax(np.log(test.probabilities) / temperature, axis=1))
+            assert summary["arms"][arm]["log_loss_scaled"]["values"][seed] == pytest.approx(scaled)
+        row = next(row for row in tables["Calibration"] if row["arm"] == arm)
+        assert row["temperature"] == f"{found['mean']:.2f} ± {found['std']:.2f}"
+    assert {"log loss, scaled", "ECE, scaled"} <= {row[""] for row in tables["The arms"]}
+    difference = summary["differences"]["inmerge"]["log_loss_scaled"]
+    assert "inmerge minus baseline: log loss " in text
+    assert f", scaled {interval_text(difference['mean'], (difference['low'], difference['high']))}; ECE" in text
 
 
 def test_what_the_splits_share_is_told(run: Path) -> None:

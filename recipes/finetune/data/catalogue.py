@@ -36,7 +36,7 @@ class EncodedImages(Protocol):
 class ImageFiles:
     """Image files on disk, each by its path, or None where there is none, and by what tells it from a changed one."""
 
-    paths: list[str | None]
+    paths: Sequence[str | None]
     keys: list[str]
 
     def __len__(self) -> int:

@@ -39,7 +39,7 @@ class Block:
     def digest(self) -> str:
         """What the corrupted images depend on, beside the corruption."""
         digest = hashlib.sha256("\n".join([_definitions(), str(self.images.shape), *self.cases]).encode())
-        digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
 
 

@@ -168,5 +168,5 @@ def resize(images: np.ndarray, size: int) -> np.ndarray:
     resized = np.empty((*images.shape[:2], size, size), dtype=np.uint8)
     for before, after in zip(images, resized, strict=True):
         square = Image.fromarray(before[0] if len(before) == 1 else np.moveaxis(before, 0, -1))
-        after[:] = np.moveaxis(np.atleast_3d(square.resize((size, size), RESAMPLING)), -1, 0)
+        after[:] = np.moveaxis(np.atleast_3d(np.asarray(square.resize((size, size), RESAMPLING))), -1, 0)
     return resized

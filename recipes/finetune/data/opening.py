@@ -69,8 +69,9 @@ def open_image(encoded: bytes, window: Window) -> Opened:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-                if image.format == "TIFF" and image.n_frames > 1:
-                    raise Unreadable(f"holds {image.n_frames} images: expected one, write each to a file of its own")
+                frames = getattr(image, "n_frames", 1)
+                if image.format == "TIFF" and frames > 1:
+                    raise Unreadable(f"holds {frames} images: expected one, write each to a file of its own")
                 return Opened(_displayed(ImageOps.exif_transpose(image), window))
     except (Unreadable, MemoryError):
         raise
@@ -130,7 +131,7 @@ def scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 def parse_window(text: str) -> Window:
     """--window as it is given: center,width, or file, or percentile. Raises ValueError for anything else."""
     if text in ("file", "percentile"):
-        return text
+        return text  # type: ignore[return-value]
     center, width = map(float, text.split(","))
     if not width > 1:
         raise ValueError("a window is wider than 1")

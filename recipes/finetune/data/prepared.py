@@ -174,7 +174,7 @@ def as_image_data(catalogue: Catalogue, images: PreparedImages, form: Form, imag
     """The parts of a catalogue with their prepared images."""
     check_parts(catalogue)
     rows = {part: catalogue.rows(part) for part in PARTS}
-    splits = {part: split_of(catalogue, images, found) for part, found in rows.items()}
+    splits: dict[str, Any] = {part: split_of(catalogue, images, found) for part, found in rows.items()}
     return ImageData(
         catalogue.name,
         catalogue.task,
@@ -243,7 +243,7 @@ def _files(source: EncodedImages, form: Form, folder: Path) -> dict[Path, range]
     return files
 
 
-class _Rows(Dataset):
+class _Rows(Dataset[dict[str, Any]]):
     """Rows to write, made of the encoded images, for a loader's worker processes."""
 
     def __init__(self, source: EncodedImages, form: Form, earlier: dict[int, PreparedImages | None]) -> None:
@@ -303,7 +303,7 @@ def _write(files: dict[Path, range], source: EncodedImages, form: Form, workers:
     batches = [rows[start : start + _BATCH] for rows in files.values() for start in range(0, len(rows), _BATCH)]
     earlier = {rows.start // SHARD: _earlier(path, rows, form) for path, rows in files.items()}
     rows_to_write = _Rows(source, form, earlier)
-    loading = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
+    loading: dict[str, Any] = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
     decoded = iter(DataLoader(rows_to_write, batch_sampler=batches, **loading))
     count = sum(map(len, files.values()))
     print(f"Preparing {count:,} images of {form.side} x {form.side} in {next(iter(files)).parent}", file=sys.stderr)

@@ -153,7 +153,7 @@ def split_table(catalogue: Catalogue, column: str, values: Sequence[Any]) -> Tab
         column: SPLIT or FOLD.
         values: where each image belongs, empty text for what is left out.
     """
-    patients = catalogue.patients or [None] * len(catalogue.cases)
+    patients: Sequence[str | None] = catalogue.patients or [None] * len(catalogue.cases)
     rows = [
         [case, patient, labels_text(catalogue.task, label), value]
         for case, patient, label, value in zip(catalogue.cases, patients, catalogue.labels, values, strict=True)

@@ -46,7 +46,7 @@ class Form:
 
 def form_of(recorded: dict[str, Any], decode: Callable[[bytes, Window], Opened]) -> Form:
     """The form that a run folder recorded, for image files that `decode` opens."""
-    window = recorded["window"] if isinstance(recorded["window"], str) else tuple(recorded["window"])
+    window: Any = recorded["window"] if isinstance(recorded["window"], str) else tuple(recorded["window"])
     return Form(recorded["side"], recorded["fit"], window, recorded["grey"], decode)
 
 
@@ -89,5 +89,5 @@ def make_square(encoded: bytes, form: Form) -> Square:
 def pixel_hash(pixels: np.ndarray) -> bytes:
     """16 bytes that two images share if, and but for chance only if, their shapes and all of their pixels are equal."""
     digest = hashlib.sha256(str(pixels.shape).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.digest()[:16]

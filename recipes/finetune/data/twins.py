@@ -53,7 +53,7 @@ def find_leaks(data: ImageData) -> list[Leak]:
     images = _shared({part: pixel_hashes(split) for part, split in data.splits.items()})
     leaks = [Leak("image", places, _conflict(data, places)) for places in images]
     if all(split.patients is not None for split in data.splits.values()):
-        patients = _shared({part: split.patients for part, split in data.splits.items()})
+        patients = _shared({part: split.patients or [] for part, split in data.splits.items()})
         leaks += [Leak("patient", places) for places in patients]
     return leaks
 
@@ -121,7 +121,7 @@ def refuse_leaks(data: ImageData, leaks: list[Leak]) -> None:
 def drop_leaks(data: ImageData, leaks: list[Leak]) -> ImageData:
     """Leave each shared image or patient in the last of its splits, and take it out of those before."""
     drop = {(part, row) for leak in leaks for part, row in leak.places if part != leak.parts[-1]}
-    kept = {}
+    kept: dict[str, Any] = {}
     for part, split in data.splits.items():
         rows = np.array([row for row in range(len(split)) if (part, row) not in drop], dtype=np.int64)
         if not len(rows):

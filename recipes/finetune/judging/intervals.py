@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from ..data.tasks import Task
-from .metrics import RESAMPLED, Scored, Thresholds, positives, resample, resample_aurocs
+from .metrics import RESAMPLED, Chosen, Scored, positives, resample, resample_aurocs
 from .obuchowski_rockette import Interval
 
 LEVEL = 0.95
@@ -107,7 +107,7 @@ def bootstrap(
     probabilities: Mapping[str, Sequence[np.ndarray | None]],
     patients: Sequence[str] | None = None,
     seed: int = 0,
-    thresholds: Mapping[str, Sequence[Thresholds | None]] | None = None,
+    chosen: Mapping[str, Sequence[Chosen | None]] | None = None,
     metrics: Sequence[str] = RESAMPLED,
 ) -> Bootstrap:
     """Resample the test set.
@@ -117,7 +117,7 @@ def bootstrap(
         probabilities: per arm and seed, shape (N, outputs); None where the arm diverged.
         patients: whose image each case is; then patients are drawn, since images of one patient resemble each other.
         seed: of the draws, which otherwise depend on the size of the test set alone.
-        thresholds: of a multi-label task, per arm and seed those chosen on validation; None: 0.5.
+        chosen: per arm and seed, on validation, which is not drawn anew; None where the arm diverged.
         metrics: what is scored, of RESAMPLED; the AUROC of each class is in any case.
 
     A resample without positive or without negative cases of a class that the test set has both of is drawn anew, so
@@ -136,7 +136,7 @@ def bootstrap(
         for (i, arm), j in product(enumerate(probabilities), range(seeds)):
             if not finished[i, j]:
                 continue
-            scored = Scored(task, labels, probabilities[arm][j], thresholds[arm][j] if thresholds else None)
+            scored = Scored(task, labels, probabilities[arm][j], chosen[arm][j] if chosen else Chosen())
             for into, found in (
                 (figures, resample(scored, weights, metrics)),
                 (aurocs, resample_aurocs(scored, weights)),

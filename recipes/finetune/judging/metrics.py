@@ -1,7 +1,8 @@
 """Scores of predictions, from scikit-learn and torchmetrics. A metric is added to METRICS, and nowhere else."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from ..data.tasks import Task
 from . import weighted
+from .temperature import fit_temperatures, scale
 
 _BINS = 15
 
@@ -31,23 +33,43 @@ OfClassResampled = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """What is chosen on validation, and used as it is on test.
+
+    Attributes:
+        thresholds: of a multi-label task, from choose_thresholds; None: 0.5.
+        temperatures: from fit_temperatures; None: 1, so that what is scaled stays as it is.
+    """
+
+    thresholds: Thresholds | None = None
+    temperatures: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Scored:
     """What a metric is computed from.
 
     Attributes:
         labels: class indices (N,), or 0 and 1 of shape (N, labels).
         probabilities: shape (N, outputs).
-        thresholds: of a multi-label task, from choose_thresholds; None: 0.5.
+        chosen: on validation.
     """
 
     task: Task
     labels: np.ndarray
     probabilities: np.ndarray
-    thresholds: Thresholds | None = None
+    chosen: Chosen = Chosen()
+
+    @cached_property
+    def scaled(self) -> "Scored":
+        """The same with the probabilities at the temperatures chosen on validation."""
+        if self.chosen.temperatures is None:
+            return self
+        return replace(self, probabilities=scale(self.task, self.probabilities, self.chosen.temperatures))
 
     def above(self, metric: str) -> np.ndarray:
         """Of a multi-label task what is predicted at the thresholds of a metric, bool (N, labels)."""
-        return self.probabilities >= (0.5 if self.thresholds is None else self.thresholds[metric])
+        return self.probabilities >= (0.5 if self.chosen.thresholds is None else self.chosen.thresholds[metric])
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ def score(
     task: Task,
     labels: np.ndarray,
     probabilities: np.ndarray,
-    thresholds: Thresholds | None = None,
+    chosen: Chosen = Chosen(),
     names: Sequence[str] | None = None,
 ) -> dict[str, float | None]:
     """The figures of METRICS, or those of these names; see Scored for the other arguments.
@@ -87,10 +109,10 @@ def score(
     no threshold but 0.5, over all. AUROC, AUPRC (average precision) and F1 are macro means over the classes that have
     positive and negative cases, of a binary task the figures of its positive class.
     The Brier score of several classes is the sum over classes, from 0 to 2. ECE has 15 bins, of the largest
-    probability; of a binary task or a label, of the positive one. Cohen's kappa weighs a disagreement of ordinal
-    classes by the square of its distance.
+    probability; of a binary task or a label, of the positive one. Both stand beside themselves after temperature
+    scaling. Cohen's kappa weighs a disagreement of ordinal classes by the square of its distance.
     """
-    scored = Scored(task, labels, probabilities, thresholds)
+    scored = Scored(task, labels, probabilities, chosen)
     return {
         name: metric.of(scored) if metric.of else _mean(list(_by_class(metric.of_class, scored).values()))
         for name, metric in METRICS.items()
@@ -99,12 +121,12 @@ def score(
 
 
 def per_class(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds | None = None
+    task: Task, labels: np.ndarray, probabilities: np.ndarray, chosen: Chosen = Chosen()
 ) -> dict[str, dict[str, float | None]]:
     """The metrics that there are of each class against the rest, of a binary task of the positive one alone; None for a
     class that no case, or every case, has.
     """
-    scored = Scored(task, labels, probabilities, thresholds)
+    scored = Scored(task, labels, probabilities, chosen)
     named = [(name, metric.of_class) for name, metric in METRICS.items() if metric.of_class]
     by_metric = {name: _by_class(of_class, scored) for name, of_class in named}
     return {task.classes[k]: {name: by_metric[name][k] for name in by_metric} for k in positives(task, labels)}
@@ -126,6 +148,11 @@ def resample_aurocs(scored: Scored, weights: np.ndarray) -> dict[str, np.ndarray
     """The AUROC of each scored class in each resample, (B,)."""
     found = _by_class_resampled(METRICS["auroc"].of_class_resampled, scored, weights)
     return {scored.task.classes[k]: values for k, values in found.items()}
+
+
+def choose(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> Chosen:
+    """What these predictions of validation choose."""
+    return Chosen(choose_thresholds(task, labels, probabilities), fit_temperatures(task, labels, probabilities))
 
 
 def choose_thresholds(task: Task, labels: np.ndarray, probabilities: np.ndarray) -> Thresholds | None:
@@ -343,8 +370,22 @@ METRICS = {
     ),
     "f1": Metric("F1", _f1, of_class_resampled=lambda true, _, called, weights: weighted.f1(true, called, weights)),
     "log_loss": Metric("log loss", of=_log_loss, resampled=_log_loss_resampled, lower_is_better=True, aside=True),
+    "log_loss_scaled": Metric(
+        "log loss, scaled",
+        of=lambda scored: _log_loss(scored.scaled),
+        resampled=lambda scored, weights: _log_loss_resampled(scored.scaled, weights),
+        lower_is_better=True,
+        aside=True,
+    ),
     "brier": Metric("Brier score", of=_brier, resampled=_brier_resampled, lower_is_better=True, aside=True),
     "ece": Metric("ECE", of=_ece, resampled=_ece_resampled, lower_is_better=True, aside=True),
+    "ece_scaled": Metric(
+        "ECE, scaled",
+        of=lambda scored: _ece(scored.scaled),
+        resampled=lambda scored, weights: _ece_resampled(scored.scaled, weights),
+        lower_is_better=True,
+        aside=True,
+    ),
 }
 # What has an interval over test cases, and what a verdict can be about.
 RESAMPLED = tuple(name for name, metric in METRICS.items() if metric.resampled or metric.of_class_resampled)

@@ -15,7 +15,7 @@ from ..data.tasks import Predictions, Task
 from ..options import BASELINE
 from .intervals import LEVEL, Bootstrap, bootstrap
 from .medmnistc import ill_conditioned, relative_errors
-from .metrics import METRICS, Thresholds, score, title_of
+from .metrics import METRICS, Chosen, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
 from .summary import mean_and_std
 from .verdict import Question, judge, judge_diverged
@@ -37,7 +37,7 @@ class Clean:
 
     Attributes:
         predictions: per arm and seed, on the test set; None where the arm diverged.
-        thresholds: likewise, chosen on clean validation images.
+        chosen: likewise, what is chosen on clean validation images.
         metric, margin: the trial's own.
         compared: the arms that are set against the baseline, whether they came to an end or not.
         differences: per arm that finished a seed which the baseline did as well, their difference in that metric.
@@ -46,7 +46,7 @@ class Clean:
     """
 
     predictions: Mapping[str, Sequence[Predictions | None]]
-    thresholds: Mapping[str, Sequence[Thresholds | None]]
+    chosen: Mapping[str, Sequence[Chosen | None]]
     metric: str
     margin: float
     compared: Sequence[str]
@@ -61,12 +61,12 @@ class Clean:
 
 
 def figures_of(
-    task: Task, labels: np.ndarray, probabilities: np.ndarray | None, thresholds: Thresholds | None
+    task: Task, labels: np.ndarray, probabilities: np.ndarray | None, chosen: Chosen | None
 ) -> Scores | None:
     """FIGURES of one model, where there is one; the balanced error is 1 - balanced accuracy."""
     if probabilities is None:
         return None
-    found = score(task, labels, probabilities, thresholds, _METRICS)
+    found = score(task, labels, probabilities, chosen, _METRICS)
     balanced = found.pop("balanced_accuracy")
     return {name: found[name] if name in found else None if balanced is None else 1 - balanced for name in FIGURES}
 
@@ -76,11 +76,14 @@ def summarise_robustness(task: Task, suite: str, clean: Clean, cells: Iterable[C
     arms, test = list(clean.predictions), clean.test
 
     def scored(probabilities: Mapping[str, Sequence[np.ndarray | None]]) -> OfArms:
-        pairs = {arm: zip(probabilities[arm], clean.thresholds[arm], strict=True) for arm in arms}
+        pairs = {arm: zip(probabilities[arm], clean.chosen[arm], strict=True) for arm in arms}
         return {arm: [figures_of(task, test.labels, *pair) for pair in of_arm] for arm, of_arm in pairs.items()}
 
     of_clean = scored(
-        {arm: [found and found.probabilities for found in seeds] for arm, seeds in clean.predictions.items()}
+        {
+            arm: [None if found is None else found.probabilities for found in seeds]
+            for arm, seeds in clean.predictions.items()
+        }
     )
     found: dict[str, dict[int, OfArms]] = {}
     bands: dict[str, dict[int, Any]] = {}
@@ -211,7 +214,7 @@ def _relative(suite: str, clean: OfArms, by_corruption: Mapping[str, OfArms]) ->
             relative_errors(
                 suite,
                 seed["balanced_error"],
-                {name: figures[arm][place]["balanced_error"] for name, figures in by_corruption.items()},
+                {name: of_arms[arm][place]["balanced_error"] for name, of_arms in by_corruption.items()},  # type: ignore[misc]
             )
             for place, seed in enumerate(seeds)
             if seed and seed["balanced_error"] is not None

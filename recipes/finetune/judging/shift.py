@@ -90,7 +90,7 @@ def _shift(task: Task, first: Part, second: Part) -> Shift | None:
     ]
     if not both:
         return None
-    values = {arm: [] for arm in first.predictions}
+    values: dict[str, list[np.ndarray]] = {arm: [] for arm in first.predictions}
     for weights in _weights(first, second):
         for arm, found in values.items():
             found.append(
@@ -128,7 +128,8 @@ def _weights(first: Part, second: Part) -> Iterator[tuple[np.ndarray, np.ndarray
     generators = [np.random.default_rng(seed) for seed in (0, 1)]
     splits = [part.predictions[BASELINE][0] for part in (first, second)]
     same = first.predictions is second.predictions
-    yield tuple(np.ones((len(split.labels), 1), dtype=np.float32) for split in splits)
+    ones = [np.ones((len(split.labels), 1), dtype=np.float32) for split in splits]
+    yield ones[0], ones[1]
     for start in range(0, RESAMPLES, _CHUNK):
         drawn = [
             _drawn(split, rng, min(_CHUNK, RESAMPLES - start)) for split, rng in zip(splits, generators, strict=True)

@@ -1,6 +1,6 @@
 """Figures over seeds: what summary.json holds."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from types import MappingProxyType
@@ -12,17 +12,22 @@ from ..data.tasks import Predictions, Task
 from ..options import BASELINE, MARGIN
 from .formatting import percent
 from .intervals import LEVEL, RESAMPLES, Bootstrap, paired_t
-from .metrics import METRICS, RESAMPLED, choose_thresholds, per_class, score, title_of
+from .metrics import METRICS, RESAMPLED, choose, per_class, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
 from .pooling import holm
+from .temperature import named
 from .verdict import Question, judge, judge_diverged
 
 _SPREAD = ("seed_variance", "case_variance", "standard_error", "df")
 
-SCHEMA = 3  # of summary.json; what another version wrote is made anew from the run folder
+SCHEMA = 4  # of summary.json; what another version wrote is made anew from the run folder
+
+_CONTROLS = {"random-pairs": "inmerge", "norm-matched": "inmerge", "noise-matched": "inmerge"}  # of which arm
+_CONTROLS |= {"norm-matched-rounds": "validation-rounds", "noise-matched-rounds": "validation-rounds"}
 
 Results = dict[int, dict[str, dict[str, Any]]]  # per seed the arms that came to an end in it
 Scores = dict[str, float | None]
+Kernels = Mapping[str, Scores]  # per layer what merging did to it
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,16 @@ def scored_anew(task: Task, result: dict[str, Any], val: Predictions, test: Pred
     Args:
         result: the content of result.json.
     """
-    thresholds = choose_thresholds(task, val.labels, val.probabilities)
-    scores = score(task, test.labels, test.probabilities, thresholds)
+    chosen = choose(task, val.labels, val.probabilities)
+    scores = score(task, test.labels, test.probabilities, chosen)
     recorded, last = result["kept"]["test"], result["last"]["test"]
     kept = scores | {name: value for name, value in recorded.items() if name not in METRICS}
     return {
         **result,
         "kept": {"test": kept},
         "last": {"test": {name: last.get(name) for name in kept}},
-        "per_class": per_class(task, test.labels, test.probabilities, thresholds),
+        "per_class": per_class(task, test.labels, test.probabilities, chosen),
+        "temperatures": named(task, chosen.temperatures),
     }
 
 
@@ -71,6 +77,7 @@ def summarise(
     identical: Collection[tuple[str, str]] = (),
     looks: int = 1,
     diverged: Mapping[str, Mapping[int, int]] = MappingProxyType({}),
+    kernels: Mapping[str, Sequence[Kernels | None]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The content of summary.json.
 
@@ -83,6 +90,8 @@ def summarise(
         identical: pairs of arms whose weights are equal in every seed.
         looks: how often the run has been judged, this time included.
         diverged: per arm the seeds in which it diverged, and in which epoch.
+        kernels: per merging arm and seed what merging did to the kernels of each layer; None where the arm or the
+            baseline diverged.
 
     Values stand in the order of the seeds, None where an arm diverged. A difference is taken over the seeds that both
     arms finished, and there is none where that is no seed.
@@ -105,10 +114,14 @@ def summarise(
         **kept,
         "intervals": _intervals(_seeds_in_words(len(seeds), bool(diverged)), bootstrap),
         "per_class": _per_class(results, arms, bootstrap),
+        "temperatures": {
+            arm: _over_seeds([found and found["temperatures"] for found in _over(results, arm)]) for arm in arms
+        },
         "verdicts": verdicts,
         "last": _figures(results, arms, "last", None),
         "epochs": {arm: [found and found["epoch"] for found in _over(results, arm)] for arm in arms},
         "merges": {arm: merges for arm in arms if (merges := _merges(results, arm))},
+        "kernels": {arm: _over_layers(of_arm) for arm, of_arm in kernels.items()},
     }
 
 
@@ -143,8 +156,13 @@ def _share_a_seed(results: Results, *arms: str) -> bool:
 
 
 def _contrasts(arms: list[str]) -> list[tuple[str, str]]:
-    """Arms that are compared with each other, as a question of its own: is it similarity that matters?"""
-    return [("inmerge", "random-pairs")] if {"inmerge", "random-pairs"} <= set(arms) else []
+    """Merging arms and their controls of the same settings: is it similarity, or the partner at all, that matters?"""
+    pairs = []
+    for control in arms:
+        base, at, settings = control.partition("@")
+        if base in _CONTROLS and (arm := f"{_CONTROLS[base]}{at}{settings}") in arms:
+            pairs.append((arm, control))
+    return pairs
 
 
 def _seeds_in_words(seeds: int, some_diverged: bool) -> str | None:
@@ -242,6 +260,12 @@ def _over_seeds(scores: list[Scores | None]) -> dict[str, Any]:
     """Per metric the mean, standard deviation and values of one score per seed, None where there is none."""
     values = {metric: [score and score[metric] for score in scores] for metric in next(filter(None, scores))}
     return {metric: {**mean_and_std(v), "values": v} for metric, v in values.items()}
+
+
+def _over_layers(found: Sequence[Kernels | None]) -> dict[str, dict[str, Any]]:
+    """Per layer what _over_seeds gives."""
+    layers: Kernels = next(filter(None, found), {})
+    return {layer: _over_seeds([of_seed and of_seed[layer] for of_seed in found]) for layer in layers}
 
 
 def _bootstrapped(

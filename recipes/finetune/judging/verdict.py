@@ -104,7 +104,7 @@ def judge(question: Question, difference: Difference, identical: bool = False) -
     equivalence_low, equivalence_high = difference.interval(question.equivalence_level)
     outcome, needed, beyond = outcome_of(question, difference, identical), None, False
     if outcome in ("better", "worse"):
-        beyond = max(low, -high) > question.margin
+        beyond = max(low, -high) > question.margin  # type: ignore[type-var]
     elif outcome == "undecided":
         needed = seeds_to_decide(difference, question.margin, question.compared)
     return Verdict(

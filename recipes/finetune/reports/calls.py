@@ -5,9 +5,12 @@ import numpy as np
 from ..judging.formatting import percent
 from ..judging.metrics import positives
 from ..judging.operating import Rate, calibration, operating
+from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.sections import Section
-from .style import number_text
+from .style import interval_text, number_text
+
+_TEMPERATURES = {False: "One temperature for all classes", True: "One temperature for each label"}
 
 
 def calls_section(run: FinishedRun) -> Section | None:
@@ -37,7 +40,10 @@ def calls_section(run: FinishedRun) -> Section | None:
 
 
 def calibration_section(run: FinishedRun) -> Section | None:
-    """A row per class and arm: calibration slope and intercept, each a mean over seeds."""
+    """A row per class and arm: calibration slope, intercept and temperature, each a mean over seeds.
+
+    Its text says what is left of each difference once both arms are scaled.
+    """
     if not run.arms:
         return None
     rows = []
@@ -45,16 +51,35 @@ def calibration_section(run: FinishedRun) -> Section | None:
         for arm in run.arms:
             found = [calibration(positive, seed.probabilities[:, k]) for seed in run.predictions[arm]]
             known = [seed for seed in found if seed is not None]
-            rows.append(
-                [run.task.classes[k], arm, _mean([x.slope for x in known]), _mean([x.intercept for x in known])]
-            )
+            temperatures = [chosen.temperatures[k if run.task.multi_label else 0] for chosen in run.chosen[arm]]
+            figures = [x.slope for x in known], [x.intercept for x in known], temperatures
+            rows.append([run.task.classes[k], arm, *map(_mean, figures)])
     text = (
         "Of the log odds of what is so by those that were predicted, on test, mean ± standard deviation over seeds: a "
         "slope of 1 and an intercept of 0 are perfect. A slope below 1 says that probabilities are too extreme, an "
         "intercept above 0 that they are too low on the whole. There is no slope where the probabilities of a class "
-        "tell its cases from the others without an error."
+        "tell its cases from the others without an error.\n\n"
+        f"{_TEMPERATURES[run.task.multi_label]} (Guo et al., 2017) is fitted on validation, by its log loss, for every "
+        "seed, and all logits on test are divided by it: above 1 it says that the model is too sure of itself. It is 1 "
+        "where there is nothing to fit: where validation has one class alone, or no case of it is called wrongly. "
+        "Log loss and ECE are told of the probabilities as they are, and scaled. What an arm has ahead as they are and "
+        "not once they are scaled, temperature scaling gives the baseline as well."
     )
-    return Section("Calibration", text, ("class", "arm", "slope", "intercept"), rows)
+    text = "\n\n".join([text, *(_left_after_scaling(run, arm) for arm in run.other_arms)])
+    return Section("Calibration", text, ("class", "arm", "slope", "intercept", "temperature"), rows)
+
+
+def _left_after_scaling(run: FinishedRun, arm: str) -> str:
+    """An arm's differences in log loss and ECE, as predicted and scaled."""
+    found = run.summary["differences"][arm]
+    texts = {
+        metric: interval_text(found[metric]["mean"], (found[metric]["low"], found[metric]["high"]))
+        for metric in ("log_loss", "log_loss_scaled", "ece", "ece_scaled")
+    }
+    return (
+        f"{arm} minus {BASELINE}: log loss {texts['log_loss']}, scaled {texts['log_loss_scaled']}; "
+        f"ECE {texts['ece']}, scaled {texts['ece_scaled']}."
+    )
 
 
 def _mean(values: list[float | None]) -> str | None:

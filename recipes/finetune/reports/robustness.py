@@ -234,8 +234,8 @@ def _over_severity(run: FinishedRun, summary: dict[str, Any]) -> Figure:
     for arm, look in looks(run, marker=True):
         means = np.mean([_curve(summary, name, arm)[0] for name in curves], axis=0)
         ends = [summary["auroc_intervals_of_mean"][str(severity)][arm] for severity in SEVERITIES]
-        band = (np.array([None, *(end[side] for end in ends)], dtype=float) for side in ("low", "high"))
-        _draw(axes, means, *band, label=arm, look=look)
+        low, high = (np.array([None, *(end[side] for end in ends)], dtype=float) for side in ("low", "high"))
+        _draw(axes, means, low, high, label=arm, look=look)
     axes.set_xlabel("severity; 0: clean")
     axes.set_ylabel(f"test {title_of('auroc')}")
     axes.grid(alpha=0.3)
@@ -266,7 +266,8 @@ def _curve(summary: dict[str, Any], name: str, arm: str) -> tuple[np.ndarray, np
     ends = [summary["auroc_intervals"][name][str(severity)][arm] for severity in SEVERITIES]
     clean = summary["clean"][arm]["auroc"]["mean"]
     columns = ([clean, *of_severity], [None, *(end["low"] for end in ends)], [None, *(end["high"] for end in ends)])
-    return tuple(np.array(column, dtype=float) for column in columns)
+    means, low, high = (np.array(column, dtype=float) for column in columns)
+    return means, low, high
 
 
 def _draw(

@@ -41,7 +41,10 @@ def subgroup_section(run: FinishedRun, data: ImageData) -> Section:
     probabilities = run.each_seed(finished)
     unit = "cases" if data.test.patients is None else "patients"
     parts = {
-        name: [_part(data, f"{name}: {value}", np.array(values) == value) for value in sorted(set(values) - {None})]
+        name: [
+            _part(data, f"{name}: {value}", np.array(values) == value)
+            for value in sorted({value for value in values if value is not None})
+        ]
         for name, values in data.test.subgroups.items()
     }
     rows = [
@@ -106,7 +109,7 @@ def _gaps(
         labels = tuple(name for name in part.labels if largest and name in largest.labels)
         if part is largest or not labels:
             continue
-        here, there = _figures(data, [part, largest], labels, probabilities)
+        here, there = _figures(data, [part, largest], labels, probabilities)  # type: ignore[list-item]
         cells = [_difference_text(here[arm] - there[arm]) for arm in probabilities]
         name = f"gap of {part.name} to {largest.name.partition(': ')[2]}"
         rows.append([name, None, None, str(len(labels)), *cells, *[None] * len(others)])
@@ -138,7 +141,7 @@ def _figures(
         for at in places
     ]
     itself = np.ones((len(rows), 1), dtype=np.float32)
-    found = [{arm: [] for arm in probabilities} for _ in places]
+    found: list[dict[str, list[np.ndarray]]] = [{arm: [] for arm in probabilities} for _ in places]
     for weights in (itself, *resamples(units_of(len(rows), patients), needed)):
         for at, of_part, into in zip(places, scored, found, strict=True):
             for arm, seeds in of_part.items():

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..judging.metrics import METRICS, choose_thresholds, score, title_of
+from ..judging.metrics import METRICS, choose, score, title_of
 from ..judging.summary import total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
@@ -93,15 +93,17 @@ def best_on_validation(run: FinishedRun) -> str:
     """The arm beside the baseline that has the best mean of the primary metric on validation; the first on ties."""
     metric = run.summary["rule"]["metric"]
     sign = -1 if METRICS[metric].lower_is_better else 1
+    return max(run.summary["differences"], key=lambda arm: sign * mean_on_validation(run, arm))
 
-    def mean(arm: str) -> float:
-        values = []
-        for found in run.validation[arm]:
-            thresholds = choose_thresholds(run.task, found.labels, found.probabilities)
-            values.append(score(run.task, found.labels, found.probabilities, thresholds)[metric] or 0.0)
-        return sign * sum(values) / len(values)
 
-    return max(run.summary["differences"], key=mean)
+def mean_on_validation(run: FinishedRun, arm: str) -> float:
+    """The primary metric of an arm on validation, mean over the seeds that it finished."""
+    values = []
+    for found in run.validation[arm]:
+        chosen = choose(run.task, found.labels, found.probabilities)
+        scores = score(run.task, found.labels, found.probabilities, chosen)
+        values.append(scores[run.summary["rule"]["metric"]] or 0.0)
+    return sum(values) / len(values)
 
 
 def _points(run: FinishedRun) -> list[Point]:
@@ -110,7 +112,7 @@ def _points(run: FinishedRun) -> list[Point]:
     points = []
     for name in run.summary["differences"]:
         arm = arm_of(name)
-        if arm.criterion in ("similar", DISSIMILAR) and not arm.rounds:
+        if arm.criterion in ("similar", DISSIMILAR) and not arm.rounds and not arm.control:
             values = merge_settings(arm, options)
             if arm.criterion == DISSIMILAR:
                 own = THRESHOLD in arm.settings
@@ -187,7 +189,8 @@ def _per_class(run: FinishedRun, letter: str, columns: Columns, classes: list[st
     for axes in panels.flat[len(cells) :]:
         axes.set_visible(False)
     for axes, (name, setting) in zip(panels.flat, cells, strict=False):
-        figures = Figures(partial(_auroc, run, name), lambda arm, name=name: _auroc(run, name, arm)["difference"])
+        of_arm = partial(_auroc, run, name)
+        figures = Figures(of_arm, lambda arm, of_arm=of_arm: of_arm(arm)["difference"])  # type: ignore[misc]
         _panel(axes, setting, columns[setting], figures, _limits(columns, figures))
         axes.set_title(f"{name}, {_SYMBOLS[setting]}", fontsize="small", loc="left")
     figure.suptitle(f"({letter}) test AUROC per class", fontsize="medium")

@@ -9,14 +9,15 @@ from ..data.twins import LEAK_FILE
 from ..files import read_json
 from ..judging.formatting import percent
 from ..judging.metrics import has_auroc, title_of
-from ..judging.summary import left_out, metric_in_words, metrics_of, total_merges
+from ..judging.summary import left_out, metric_in_words, metrics_of
 from ..options import BASELINE, MARGIN_CHOSEN
 from ..runs.finished import FinishedRun
 from ..runs.layout import BACKBONE, TIMING
 from ..runs.sections import Section
 from .calls import calibration_section, calls_section
 from .figures import CEILING, at_ceiling, pictures
-from .style import SIGNED, interval_text, mean_text, number_text, range_text, share_text
+from .merges import merges_section
+from .style import SIGNED, interval_text, mean_text, number_text, range_text
 from .sweep import sweep_section
 from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text, origin_text, plain_sentence
 
@@ -160,7 +161,7 @@ def _arms(run: FinishedRun) -> Section | None:
     absent = left_out(run.summary)
     if absent:
         text += f" Left out of the means, with one label only on test: {', '.join(absent)}."
-    epochs = ["epoch kept", *(epochs_text(run.summary, arm) for arm in run.arms)]
+    epochs: list[str | None] = ["epoch kept", *(epochs_text(run.summary, arm) for arm in run.arms)]
     rows = [epochs, *_rows_by_metric(run, run.summary)]
     return Section("The arms", text, ("", *run.arms), rows, pictures(run, "differences"))
 
@@ -228,39 +229,7 @@ def _per_class(run: FinishedRun) -> Section | None:
 
 
 def _difference_text(found: dict[str, Any] | None) -> str | None:
-    return found and interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"]))
-
-
-def _merges(run: FinishedRun) -> Section:
-    if not run.merging_arms:
-        return Section("Kernels merged", "No arm merges.")
-    rows = []
-    ranks = _effective_ranks(run, BASELINE) if BASELINE in run.arms else {}
-    for arm in run.merging_arms:
-        layers, table, own_ranks = run.summary["merges"][arm], run.merges(arm), _effective_ranks(run, arm)
-        for layer, count in [*layers.items(), ("all", total_merges(layers))]:
-            merged = table if layer == "all" else table[table["layer"] == layer]
-            cosine = (merged["mean_cosine"] * merged["merged"]).sum() / count["merged"] if count["merged"] else None
-            found = [number_text(values.get(layer), "{:.1f}") for values in (own_ranks, ranks)]
-            counts = [f"{count['drawn']:,}", f"{count['merged']:,}", share_text(count)]
-            rows.append([arm, layer, *counts, number_text(cosine, "{:.3f}"), *found])
-    text = (
-        "Pairs of kernels drawn and merged in the arms' epochs, over all seeds, and the mean cosine of those merged. "
-        "The effective rank of a layer's kernels is that after the arm's last epoch, beside the baseline's: merging "
-        "that draws kernels together lowers it."
-    )
-    totals = [total_merges(run.summary["merges"][arm]) for arm in run.merging_arms]
-    if all(1000 * count["merged"] < count["drawn"] for count in totals):
-        text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
-    header = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "effective rank", f"{BASELINE}'s rank")
-    return Section("Kernels merged", text, header, rows, pictures(run, "merge_rates"))
-
-
-def _effective_ranks(run: FinishedRun, arm: str) -> dict[str, float]:
-    """Per layer after the last epoch of an arm, mean over seeds."""
-    table = run.merges(arm)
-    last = table[table["epoch"] == table["epoch"].max()]
-    return last.groupby("layer")["effective_rank"].mean().to_dict()
+    return interval_text(found["mean"], (found["bootstrap_low"], found["bootstrap_high"])) if found else None
 
 
 def settings_section(run: FinishedRun) -> Section:
@@ -343,7 +312,7 @@ SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _per_class,
     calibration_section,
     _curves,
-    _merges,
+    merges_section,
     _learning_curves,
     _last,
     _times,

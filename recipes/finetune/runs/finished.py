@@ -1,6 +1,6 @@
 """A run whose arms are all finished, as its folder tells it, for those who judge it and report on it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations, product
@@ -14,10 +14,11 @@ from ..data.tasks import Predictions, Task
 from ..errors import InputError
 from ..files import check_links, read_json
 from ..judging.intervals import Bootstrap, bootstrap
-from ..judging.metrics import Thresholds, choose_thresholds
+from ..judging.metrics import Chosen, choose
 from ..judging.summary import SCHEMA, Results, Rule, scored_anew, summarise
-from ..options import MARGIN, MARGIN_CHOSEN
+from ..options import BASELINE, MARGIN, MARGIN_CHOSEN
 from .config import read_config
+from .kernels import OfLayers, compare_kernels
 from .layout import (
     BACKBONE,
     CONFIG,
@@ -186,10 +187,10 @@ class FinishedRun:
         return self._predictions("val")
 
     @cached_property
-    def thresholds(self) -> dict[str, list[Thresholds | None]]:
-        """Likewise those that are chosen on validation."""
+    def chosen(self) -> dict[str, list[Chosen]]:
+        """Likewise what is chosen on validation."""
         return {
-            arm: [choose_thresholds(self.task, found.labels, found.probabilities) for found in seeds]
+            arm: [choose(self.task, found.labels, found.probabilities) for found in seeds]
             for arm, seeds in self.validation.items()
         }
 
@@ -223,7 +224,7 @@ class FinishedRun:
             test.labels,
             self.each_seed(probabilities),
             test.patients,
-            thresholds=self.each_seed(self.thresholds),
+            chosen=self.each_seed(self.chosen),
         )
 
     @cached_property
@@ -235,6 +236,15 @@ class FinishedRun:
             for arm in self.arms
         }
         return {pair for pair in permutations(self.arms, 2) if weights[pair[0]] == weights[pair[1]]}
+
+    @cached_property
+    def kernels(self) -> dict[str, list[OfLayers | None]]:
+        """Per merging arm and seed what merging did to the kernels; None where it or the baseline diverged."""
+        return {
+            arm: [self._compared_kernels(seed, arm, found) for seed, found in self.results.items()]
+            for arm in self.arms
+            if any(arm in found and found[arm]["merges"] for found in self.results.values())
+        }
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -249,7 +259,13 @@ class FinishedRun:
             self.identical,
             looks,
             self.diverged,
+            self.kernels,
         )
+
+    def _compared_kernels(self, seed: int, arm: str, finished: Collection[str]) -> OfLayers | None:
+        if not {arm, BASELINE} <= set(finished):
+            return None
+        return compare_kernels(*([file.parent for file in self.weights(seed, stage)] for stage in (arm, BASELINE)))
 
     def _predictions(self, part: str) -> dict[str, list[Predictions]]:
         """Of all arms and the seeds that each finished, on the same cases, as pairs are compared."""

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..data.tasks import Task
 from ..files import read_json, write_csv
-from ..judging.metrics import choose_thresholds, score
+from ..judging.metrics import choose, score
 from .layout import BACKBONE, CURVES, FOLDS, MERGES, TIMING, WEIGHTS, last_part, predictions_file, stage_folder
 from .results import Progress, read_predictions, read_whole_result, write_curves, write_result
 
@@ -48,9 +48,9 @@ def join_folds(run: Path, seed: int, stage: str, folds: int, task: Task) -> None
 
 def _scores(folder: Path, task: Task, val_part: str, test_part: str) -> dict[str, dict[str, float | None]]:
     val, test = read_predictions(folder, val_part), read_predictions(folder, test_part)
-    thresholds = choose_thresholds(task, val.labels, val.probabilities)
+    chosen = choose(task, val.labels, val.probabilities)
     return {
-        part: score(task, found.labels, found.probabilities, thresholds)
+        part: score(task, found.labels, found.probabilities, chosen)
         for part, found in zip(PARTS, (val, test), strict=True)
     }
 
@@ -81,7 +81,7 @@ def _merges(tables: list[pd.DataFrame]) -> list[list[Any]]:
     of_layer = table.groupby(["epoch", "layer"], sort=False)
     joined = of_layer[["drawn", "merged"]].sum()
     joined["mean_cosine"] = of_layer["cosines"].sum() / joined["merged"].where(joined["merged"] > 0)
-    joined["effective_rank"] = of_layer["effective_rank"].mean()
+    joined[["effective_rank", "displacement"]] = of_layer[["effective_rank", "displacement"]].mean()
     return _rows(joined)
 
 

@@ -49,7 +49,7 @@ def write_curves(folder: Path, progress: Progress) -> None:
     header = ("epoch", "lr", "train_loss", *(f"val_{name}" for name in METRICS))
     write_csv(folder / CURVES, header, progress.metrics)
     if progress.merges:
-        header = ("epoch", "layer", "drawn", "merged", "mean_cosine", "effective_rank")
+        header = ("epoch", "layer", "drawn", "merged", "mean_cosine", "effective_rank", "displacement")
         write_csv(folder / MERGES, header, progress.merges)
     write_json(folder / TIMING, {"training_seconds": progress.seconds})
 
@@ -62,11 +62,11 @@ def write_predictions(folder: Path, part: str, task: Task, split: Split, probabi
     else:
         columns = [("label", split.labels)]
         columns += [(f"prob_{k}", probabilities[:, k]) for k in range(probabilities.shape[1])]
-    columns = [(name, values.tolist()) for name, values in columns]
+    lists: list[tuple[str, list[Any]]] = [(name, values.tolist()) for name, values in columns]
     if split.patients is not None:
-        columns = [("patient", split.patients), *columns]
-    header = ["case", *(name for name, _ in columns)]
-    rows = zip(split.cases, *(values for _, values in columns), strict=True)
+        lists = [("patient", split.patients), *lists]
+    header = ["case", *(name for name, _ in lists)]
+    rows = zip(split.cases, *(values for _, values in lists), strict=True)
     write_csv(folder / predictions_file(part), header, rows)
 
 

@@ -79,7 +79,7 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
         )
 
 
-def _is_default(options: Options, option: Field) -> bool:
+def _is_default(options: Options, option: Field[Any]) -> bool:
     """Whether an option that the run's version didn't have yet is as it was then."""
     return getattr(options, option.name) == option.default
 

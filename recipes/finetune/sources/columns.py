@@ -130,7 +130,7 @@ def filled_cells(table: Table, column: str) -> list[str]:
     for row, cell in enumerate(table.columns[column]):
         if not cell:
             raise InputError(f"{table.place(row)}: the column {column} is empty, expected it to be filled in every row")
-    return table.columns[column]
+    return table.columns[column]  # type: ignore[return-value]
 
 
 def _given(table: Table, option: str, name: str) -> str:

@@ -7,7 +7,8 @@ from sklearn.model_selection import train_test_split
 from ..data.images import ImageData, Split, resize
 from ..data.tasks import Task
 from ..errors import InputError
-from .source import DatasetOptions, Source
+from .options import DatasetOptions
+from .source import Source
 
 
 def load_digits_data(image_size: int, split_seed: int) -> ImageData:

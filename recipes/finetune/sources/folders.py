@@ -62,7 +62,7 @@ def read_class_folders(folder: Path) -> Listing:
         cases=[file.case for file in inner],
         images=ImageFiles([file.path for file in inner], [file.key for file in inner]),
         labels=[(step[depth],) for step in steps],
-        parts=[part_of(step[0]) for step in steps] if split else None,
+        parts=[part_of(step[0]) for step in steps] if split else None,  # type: ignore[misc]
         description={"folder": str(top)},
         notices=[*notices, *empty, *skipped],
     )
@@ -113,7 +113,9 @@ def find_image_files(folder: Path) -> tuple[list[FoundFile], list[str]]:
 
     A file is an image's by its suffix, or, where it has none, when it is DICOM.
     """
-    found, other, sentences = [], [], []
+    found: list[FoundFile] = []
+    other: list[str] = []
+    sentences: list[str] = []
     for entry, case in _walk(folder, "", [os.path.realpath(folder)], sentences):
         suffix = Path(entry.name).suffix.lower()
         if _is_left_by_system(entry.name):

@@ -81,7 +81,7 @@ def read_hub(name: str, revision: str, columns: Columns) -> Listing:
         raise InputError(f"--hub {name} has the splits {', '.join(splits)}: expected train, validation and test")
     data = datasets.concatenate_datasets(list(splits.values()))
     pictures = [column for column, feature in data.features.items() if isinstance(feature, datasets.Image)]
-    image = columns.image or (pictures[0] if len(pictures) == 1 else None)
+    image: Any = columns.image or (pictures[0] if len(pictures) == 1 else None)
     if image not in pictures:
         raise InputError(
             f"--hub {name} has the columns {', '.join(data.column_names)}, of which {', '.join(pictures) or 'none'} "
@@ -118,7 +118,7 @@ def _commit(name: str, revision: str) -> str:
     """The commit that a revision stands for; a commit is not looked up, so that a cached one loads without network."""
     if re.fullmatch("[0-9a-f]{40}", revision):
         return revision
-    return HfApi().dataset_info(name, revision=revision).sha
+    return HfApi().dataset_info(name, revision=revision).sha  # type: ignore[return-value]
 
 
 def _version_of_folder(folder: Path) -> str:

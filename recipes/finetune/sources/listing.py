@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.catalogue import Catalogue, EncodedImages
-from ..data.tasks import Task
+from ..data.tasks import Kind, Task
 from ..errors import InputError, near_names
 
 _PART_NAMES = {
@@ -93,7 +93,7 @@ def catalogue_of(listing: Listing, name: str, positive_class: str | None) -> Cat
         classes = _positive_last(classes, positive_class, name)
     elif positive_class is not None:
         raise InputError(f"--positive-class has no effect on the {len(classes)} classes of {name}: leave it out")
-    kind = "multi-label" if listing.multi_label else "binary" if binary else "multi-class"
+    kind: Kind = "multi-label" if listing.multi_label else "binary" if binary else "multi-class"
     numbers = {label: number for number, label in enumerate(classes)}
     if listing.multi_label:
         labels = np.zeros((len(listing.cases), len(classes)), dtype=np.int64)

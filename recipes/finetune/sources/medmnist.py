@@ -21,8 +21,8 @@ from ..data.squares import Form
 from ..data.tasks import Kind, Task
 from ..errors import InputError, first_line, is_main_process
 from ..files import regular_file
-from .options import default_prepared_dir
-from .source import DatasetOptions, Source
+from .options import DatasetOptions, default_prepared_dir
+from .source import Source
 
 KINDS: dict[str, Kind] = {
     "binary-class": "binary",
@@ -64,7 +64,7 @@ def load_medmnist(
     classes = tuple(info["label"][str(k)] for k in range(len(info["label"])))
     task = Task(KINDS[info["task"]], classes, POSITIVE.get(name, 1))
     size, colour = image_size or source_size, info["n_channels"] == 3
-    splits = {}
+    splits: dict[str, Any] = {}
     for part in PARTS:
         with _part_told(path, part), np.load(path) as arrays:
             labels = _array(arrays, f"{part}_labels")
@@ -74,7 +74,7 @@ def load_medmnist(
         labels = _checked_labels(source, labels, path, part, colour, task)
         if isinstance(source, np.ndarray):
             planes = np.moveaxis(source, -1, 1) if colour else source[:, None]
-            images = resize(np.ascontiguousarray(planes), size)
+            images: Any = resize(np.ascontiguousarray(planes), size)
         else:
             folder = (prepared_dir or default_prepared_dir()) / f"{path.stem}-{size}px" / part
             images = prepare(source, Form(size, decode=open_array), folder, workers=0)

@@ -4,7 +4,8 @@ from ..data.images import ImageData
 from ..errors import InputError, near_names
 from .digits import DIGITS
 from .medmnist import MEDMNIST, NAMES
-from .source import DatasetOptions, Source
+from .options import DatasetOptions
+from .source import Source
 
 SOURCES: dict[str, Source] = {**dict.fromkeys(NAMES, MEDMNIST), "digits": DIGITS}
 

@@ -92,7 +92,7 @@ def _check_unique(table: Table, cases: list[str]) -> None:
 def _find(table: Table, cases: list[str], folder: Path, allow_outside: bool) -> ImageFiles:
     if not folder.is_dir():
         raise InputError(f"--data-dir {folder} is no folder: give the folder that the paths of {table.name} start from")
-    paths = [os.path.join(folder, case.replace("\\", "/")) for case in cases]
+    paths: list[str | None] = [os.path.join(folder, case.replace("\\", "/")) for case in cases]
     at_their_paths = list(map(os.path.lexists, paths))
     if not all(at_their_paths):
         by_name = _by_name(folder)

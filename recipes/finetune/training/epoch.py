@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,7 @@ def train_epoch(
     accelerator: Accelerator,
     model: nn.Module,
     optimizer: Optimizer,
-    loader: DataLoader,
+    loader: DataLoader[Any],
     model_input: Callable[[Batch], torch.Tensor],
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     clip_grad: float | None,

@@ -9,7 +9,7 @@ import torch
 
 from ..data import tasks
 from ..errors import Diverged
-from ..judging.metrics import Thresholds, choose_thresholds, score
+from ..judging.metrics import choose, score
 from .averages import recalibrate_batch_norm
 from .randomness import seed_globals
 from .session import Session
@@ -17,10 +17,9 @@ from .session import Session
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Probabilities and scores per split, at the thresholds chosen on validation, if the task has any."""
+    """Probabilities and scores per split, by what is chosen on validation."""
 
     probabilities: dict[str, np.ndarray]
-    thresholds: Thresholds | None
     scores: dict[str, dict[str, float | None]]
 
 
@@ -28,13 +27,13 @@ def evaluate(session: Session, parts: tuple[str, ...]) -> Evaluation:
     """Score the model as it is on these splits, of which "val" is one."""
     data = session.data
     probabilities = {part: tasks.probabilities(data.task, predict(session, part)) for part in parts}
-    thresholds = choose_thresholds(data.task, data.val.labels, probabilities["val"])
+    chosen = choose(data.task, data.val.labels, probabilities["val"])
     scores = {
-        part: score(data.task, data.splits[part].labels, values, thresholds) for part, values in probabilities.items()
+        part: score(data.task, data.splits[part].labels, values, chosen) for part, values in probabilities.items()
     }
     if "test" in parts and data.own_scores is not None:
         scores["test"] |= data.own_scores(probabilities["test"])
-    return Evaluation(probabilities, thresholds, scores)
+    return Evaluation(probabilities, scores)
 
 
 def use_evaluated_weights(session: Session) -> None:

@@ -1,12 +1,14 @@
-"""What an arm's optimizer merged, epoch by epoch, and how varied the kernels are after it."""
+"""What an arm's optimizer merged, epoch by epoch, how far that moved the kernels, and how varied they are after it."""
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inmerge_optim import InMergeOptimizer, KernelLayer, kernel_layers, kernel_ranks
 from inmerge_optim.merging import COSINE_UNIT
+from inmerge_optim.selection import layer_modules
+from inmerge_optim.sharding import is_sharded
 
 from ..options import Options
 from .arms import Arm, merge_settings, merging_arms
@@ -27,19 +29,22 @@ class MergeTally:
         self._merging = optimizer if isinstance(optimizer, InMergeOptimizer) else None
         self._model, self._watched = model, watched
         self._before = self._totals()
+        self._first_merge = FirstMerge(model, self._merging, watched) if self._merging else None
 
     def merged_pairs(self) -> int:
         """Of this stage so far, for the progress bar; waits for the device."""
         return sum(merged for _, merged, _ in self._totals().values())
 
     def rows(self, epoch: int) -> list[list[Any]]:
-        """A row per watched layer: what was merged since the last call, and the effective rank of its kernels now."""
+        """A row per watched layer: what was merged since the last call, the effective rank of its kernels now, and how
+        far the first step since then moved them.
+        """
         before, self._before = self._before, self._totals()
-        rows = []
+        rows, moved = [], self._first_merge.moved() if self._first_merge else {}
         for layer, rank in kernel_ranks(self._model, self._watched).items():
             early, late = before.get(layer, _NOTHING), self._before.get(layer, _NOTHING)
             drawn, merged, cosines = (b - a for a, b in zip(early, late, strict=True))
-            rows.append([epoch, layer, drawn, merged, cosines / merged if merged else None, rank])
+            rows.append([epoch, layer, drawn, merged, cosines / merged if merged else None, rank, moved.get(layer)])
         return rows
 
     def _totals(self) -> dict[str, tuple[int, int, float]]:
@@ -53,6 +58,40 @@ class MergeTally:
         }
 
 
+class FirstMerge:
+    """How far merging moves the kernels: in the first step of each epoch, between the base's update and the step's end.
+
+    To measure every step would cost as much as the merges do. What follows a step of its own accord (rounds after an
+    epoch) is not in it. Optimizers that don't call the hooks of their step, as timm's Lookahead, leave it unknown.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: InMergeOptimizer, watched: list[KernelLayer]) -> None:
+        self._modules = layer_modules(model, watched)
+        self._before: dict[str, Tensor] = {}
+        self._moved: dict[str, Tensor] = {}
+        optimizer.base_optimizer.register_step_post_hook(self._keep)
+        optimizer.register_step_post_hook(self._measure)
+
+    def moved(self) -> dict[str, float]:
+        """Per layer the norm of what the merge changed over that of the weights, since the last call."""
+        moved, self._moved = self._moved, {}
+        return {layer: float(share) for layer, share in moved.items()}
+
+    def _keep(self, *_: Any) -> None:
+        if not self._moved:
+            self._before = {layer: module.weight.detach().clone() for layer, module in self._modules.items()}
+
+    def _measure(self, *_: Any) -> None:
+        before, self._before = self._before, {}
+        for layer, weight in before.items():
+            self._moved[layer] = _norm(self._modules[layer].weight.detach() - weight) / _norm(weight)
+
+
+def _norm(weight: Tensor) -> Tensor:
+    norm = weight.norm()
+    return norm.full_tensor() if is_sharded(norm) else norm
+
+
 def _units(cosines: float) -> float:
     """A sum of cosines to the unit that they are rounded to, so that a resumed process gives the same means."""
     return round(cosines / COSINE_UNIT) * COSINE_UNIT
@@ -64,7 +103,7 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
     So the baseline has ranks to compare with: did merging lower the rank? None where no arm merges.
     """
     arms = [arm] if arm.criterion else merging_arms(options)
-    layers = {}
+    layers: dict[str, KernelLayer] = {}
     for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
         layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
     return sorted(layers.values(), key=lambda layer: layer.index)

@@ -69,7 +69,7 @@ def load_model(options: Options, data: Learnt, weights: Path) -> nn.Module:
 
 def origin_of(model: nn.Module, options: Options) -> dict[str, Any]:
     """Which of timm's weights a model was begun with, by their exact tag, and what they expect of images."""
-    config = model.pretrained_cfg
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]  # timm's models have it
     name, tag = config.get("architecture") or options.model, config.get("tag")
     found = {"name": f"{name}.{tag}" if tag else name, "mean": list(config["mean"]), "std": list(config["std"])}
     if options.pretrained and not options.checkpoint:

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 BEAT = 2.0  # seconds between two looks
 SILENCE = 20.0  # a process whose number has not grown for so long is taken for stopped
@@ -39,9 +40,9 @@ def watched_peers() -> Iterator[None]:
         ended.set()
 
 
-def _store() -> dist.TCPStore:
+def _store() -> TCPStore:
     """The launch's, by a connection of its own: the process group's waits for the others with its lock held."""
-    return dist.TCPStore(
+    return TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
@@ -69,7 +70,7 @@ def failed_alike(what: str, sentence: str) -> bool:
         return False
 
 
-def _exchange(store: dist.TCPStore, rank: int, seen: list[float], ended: threading.Event) -> None:
+def _exchange(store: TCPStore, rank: int, seen: list[float], ended: threading.Event) -> None:
     """Count up this process's number, and note when each process's number was last seen to have grown."""
     counts = [0] * len(seen)
     while not ended.wait(BEAT):

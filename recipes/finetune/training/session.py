@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -11,12 +12,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 
 from ..data import tasks
 from ..data.images import ImageData
 from ..options import Options
-from .arms import wrap_optimizer
+from .arms import own_options, wrap_optimizer
 from .augment import Draws, augment, draw_augmentations
 from .averages import create_average
 from .batches import (
@@ -55,9 +55,9 @@ class Session:
     stage: Stage
     model: nn.Module
     optimizer: Optimizer
-    wrapped: Optimizer
+    wrapped: Any
     schedule: Scheduler
-    loaders: dict[str, DataLoader]
+    loaders: dict[str, Any]
     tally: MergeTally
     average: ModelEmaV3 | AveragedModel | None
     as_input: Callable[..., torch.Tensor]
@@ -71,6 +71,7 @@ class Session:
 
 def prepare_session(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> Session:
     """Create everything that the stage needs, as it is before its first epoch."""
+    options = own_options(stage.arm, options)
     seed_globals(stage.seed, "initialisation", 0, rank=0)
     if stage.start is None:
         model = create_model(options, data, pretrained=options.pretrained)
@@ -111,7 +112,7 @@ def prepare_session(accelerator: Accelerator, options: Options, data: ImageData,
     )
 
 
-def _loaders(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> dict[str, DataLoader]:
+def _loaders(accelerator: Accelerator, options: Options, data: ImageData, stage: Stage) -> dict[str, Any]:
     loading = {"num_workers": options.workers, "pin_memory": accelerator.device.type == "cuda"}
     batch_size = options.batch_size // options.grad_accum_steps
     train = train_loader(

@@ -30,7 +30,7 @@ class _SqueezeNet(SqueezeNet):
         if in_chans != 3:
             first = nn.Conv2d(in_chans, 64, kernel_size=3, stride=2)
             nn.init.kaiming_uniform_(first.weight)
-            nn.init.zeros_(first.bias)  # as torchvision begins the others
+            nn.init.zeros_(first.bias)  # type: ignore[arg-type]  # as torchvision begins the others
             self.features[0] = first
 
 

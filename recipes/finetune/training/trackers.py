@@ -61,7 +61,12 @@ def log_epoch(
     """Log what is defined of an epoch: loss, learning rate, validation scores, and what merges.csv has per layer."""
     values = {"lr": lr, "train_loss": loss}
     values |= {f"val/{name}": score for name, score in scores.items() if score is not None}
-    for _, layer, drawn, merged, cosine, rank in merges:
-        shown = {"merge_rate": merged / drawn if drawn else None, "mean_cosine": cosine, "effective_rank": rank}
+    for _, layer, drawn, merged, cosine, rank, displacement in merges:
+        shown = {
+            "merge_rate": merged / drawn if drawn else None,
+            "mean_cosine": cosine,
+            "effective_rank": rank,
+            "displacement": displacement,
+        }
         values |= {f"{name}/{layer}": value for name, value in shown.items() if value is not None}
     accelerator.log(values, step=epoch)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from finetune.data.images import ImageData, Split
 from finetune.data.tasks import Task
-from finetune.judging.metrics import METRICS, choose_thresholds, operating_points, per_class, score
+from finetune.judging.metrics import METRICS, Chosen, choose_thresholds, operating_points, per_class, score
 from finetune.judging.summary import summarise
 from finetune.reports.terminal import table
 from finetune.runs.finished import FinishedRun
@@ -18,6 +18,7 @@ from small_runs import make_run
 BINARY = Task("binary", ("no", "yes"))
 CLASSES = Task("multi-class", ("a", "b", "c"))
 LABELS = Task("multi-label", ("a", "b", "c"))
+NO_SCALING = {"temperatures": {"all classes": 1.0}}
 
 
 def test_binary_figures_are_those_of_the_positive_class() -> None:
@@ -33,6 +34,7 @@ def test_binary_figures_are_those_of_the_positive_class() -> None:
     classes = per_class(task, labels, probabilities)
     assert list(classes) == ["malignant"]
     result = {"epoch": 1, "kept": {"test": scores}, "last": {"test": scores}, "per_class": classes, "merges": {}}
+    result |= NO_SCALING
     shown = table(summarise("made", task, {0: {"baseline": result}}))
     assert "AUPRC, F1 and ECE are of the positive class, malignant" in shown.splitlines()[0]
 
@@ -69,6 +71,7 @@ def test_class_without_cases_is_left_out_of_the_mean() -> None:
 def test_class_without_cases_is_named() -> None:
     figures = {"auroc": {"mean": 0.5, "std": None, "values": [0.5], "bootstrap_low": None, "bootstrap_high": None}}
     stage = {"epoch": 1, "kept": {"test": {"auroc": 0.5}}, "last": {"test": {"auroc": 0.5}}, "merges": {}}
+    stage |= NO_SCALING
     stage["per_class"] = {"Mass": {"auroc": 0.5}, "Hernia": {"auroc": None}}
     summary = summarise("made", LABELS, {0: {"baseline": stage, "inmerge": stage}})
     assert summary["per_class"]["baseline"]["Mass"] == figures
@@ -136,15 +139,15 @@ def test_thresholds_are_the_best_on_validation_and_stay_on_test() -> None:
     probabilities = np.clip(0.1 * labels + 0.2 * rng.random((80, 3)), 0, 1)
     thresholds = choose_thresholds(LABELS, labels, probabilities)
     assert thresholds["f1"][2] == thresholds["balanced_accuracy"][2] == 0.5
-    chosen = score(LABELS, labels, probabilities, thresholds)
+    chosen = score(LABELS, labels, probabilities, Chosen(thresholds))
     for metric in ("f1", "balanced_accuracy"):
         others = [
-            score(LABELS, labels, probabilities, {**thresholds, metric: np.full(3, cut)})
+            score(LABELS, labels, probabilities, Chosen({**thresholds, metric: np.full(3, cut)}))
             for cut in np.unique(probabilities)[::6]
         ]
         assert chosen[metric] >= max(figures[metric] for figures in others) - 1e-12
     assert chosen["accuracy"] == score(LABELS, labels, probabilities)["accuracy"]
-    assert score(LABELS, labels, probabilities / 2, thresholds)["f1"] < chosen["f1"]
+    assert score(LABELS, labels, probabilities / 2, Chosen(thresholds))["f1"] < chosen["f1"]
     inverted = choose_thresholds(LABELS, labels, 1 - probabilities)
     assert all(np.isfinite(values).all() for values in inverted.values())
     assert choose_thresholds(CLASSES, labels[:, 0], probabilities) is None
@@ -155,7 +158,7 @@ def test_summary_pairs_the_seeds_and_writes_null_for_what_is_undefined() -> None
         scores = {"test": {"auroc": auroc}}
         merges = {"conv": {"drawn": 10, "merged": merged}} if merged else {}
         per_class = {"yes": {"auroc": auroc}}
-        return {"epoch": 1, "kept": scores, "last": scores, "per_class": per_class, "merges": merges}
+        return {"epoch": 1, "kept": scores, "last": scores, "per_class": per_class, "merges": merges, **NO_SCALING}
 
     results = {
         3: {"baseline": result(0.5), "inmerge": result(0.75, 2)},

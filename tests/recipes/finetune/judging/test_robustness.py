@@ -7,6 +7,7 @@ import pytest
 from finetune.data.tasks import Predictions, Task
 from finetune.judging.intervals import bootstrap
 from finetune.judging.medmnistc import ALEXNET, ill_conditioned, relative_errors
+from finetune.judging.metrics import Chosen
 from finetune.judging.obuchowski_rockette import Difference, compare, error_covariances
 from finetune.judging.robustness import Clean, figures_of, summarise_robustness
 
@@ -26,7 +27,7 @@ def clean_of(probabilities: dict[str, list[np.ndarray]], **more: object) -> Clea
     cases = [str(case) for case in range(len(LABELS))]
     return Clean(
         predictions={arm: [Predictions(LABELS, p, cases) for p in seeds] for arm, seeds in probabilities.items()},
-        thresholds={arm: [None] * len(seeds) for arm, seeds in probabilities.items()},
+        chosen={arm: [Chosen()] * len(seeds) for arm, seeds in probabilities.items()},
         metric="auroc",
         margin=0.005,
         differences={"inmerge": Difference(0.02, 3, 1e-5, 1e-5, 0.004, 5.0)},
@@ -117,9 +118,9 @@ def test_relative_errors_are_medmnistcs() -> None:
 def test_balanced_error_is_one_minus_balanced_accuracy_at_the_thresholds() -> None:
     labels, scores = np.array([[0], [0], [1], [1]]), np.array([[0.1], [0.3], [0.2], [0.4]])
     task = Task("multi-label", ("finding",))
-    cut = {"f1": np.array([0.5]), "balanced_accuracy": np.array([0.35])}
+    cut = Chosen({"f1": np.array([0.5]), "balanced_accuracy": np.array([0.35])})
     assert figures_of(task, labels, scores, cut)["balanced_error"] == 0.25
-    assert figures_of(task, labels, scores, None)["balanced_error"] == 0.5
+    assert figures_of(task, labels, scores, Chosen())["balanced_error"] == 0.5
 
 
 def test_an_arm_that_diverged_in_a_seed_is_told_and_not_judged_there() -> None:
@@ -131,7 +132,7 @@ def test_an_arm_that_diverged_in_a_seed_is_told_and_not_judged_there() -> None:
     )
     first, last = given.predictions["inmerge"]
     given.predictions["inmerge"][:] = [first, None, last]
-    given.thresholds["inmerge"].append(None)
+    given.chosen["inmerge"].append(None)
     found = summarise_robustness(TASK, "general", given, [("fog", 1, clean)])
     assert found["corrupted"]["inmerge"]["auroc"]["values"][1] is None
     assert found["change"]["inmerge"]["ece"]["values"][1] is None

@@ -24,6 +24,7 @@ from small_runs import QUICK, run_digits, run_recipe
 BINARY = Task("binary", ("no", "yes"))
 CLASSES = Task("multi-class", ("a", "b", "c"))
 LABELS = Task("multi-label", ("a", "b"))
+NO_SCALING = {"temperatures": {"all classes": 1.0}}
 Arms = dict[str, list[np.ndarray]]
 
 
@@ -38,7 +39,7 @@ def results_of(task: Task, labels: np.ndarray, arms: Arms) -> dict[int, dict[str
     def result(probabilities: np.ndarray) -> dict[str, Any]:
         scores = {"test": score(task, labels, probabilities)}
         classes = per_class(task, labels, probabilities)
-        return {"epoch": 1, "kept": scores, "last": scores, "per_class": classes, "merges": {}}
+        return {"epoch": 1, "kept": scores, "last": scores, "per_class": classes, "merges": {}, **NO_SCALING}
 
     seeds = range(len(next(iter(arms.values()))))
     return {seed: {arm: result(found[seed]) for arm, found in arms.items()} for seed in seeds}
@@ -75,7 +76,14 @@ def test_summary_has_the_intervals_of_each_class_and_null_where_there_is_none() 
     scores = {arm: [(score(LABELS, labels, p), per_class(LABELS, labels, p)) for p in arms[arm]] for arm in arms}
     results = {
         seed: {
-            arm: {"epoch": 1, "kept": {"test": s}, "last": {"test": s}, "per_class": classes, "merges": {}}
+            arm: {
+                "epoch": 1,
+                "kept": {"test": s},
+                "last": {"test": s},
+                "per_class": classes,
+                "merges": {},
+                **NO_SCALING,
+            }
             for arm, (s, classes) in ((arm, scores[arm][seed]) for arm in arms)
         }
         for seed in (0, 1)
@@ -128,7 +136,7 @@ def test_a_verdict_is_about_the_primary_metric(task: Task, metric: str) -> None:
     (verdict,) = summary["verdicts"]
     difference = summary["differences"]["inmerge"][metric]
     assert (verdict["outcome"], verdict["metric"], verdict["mean"]) == ("better", metric, difference["mean"])
-    assert (difference["mean"] < 0) == (metric in ("log_loss", "brier"))
+    assert (difference["mean"] < 0) == (metric in ("log_loss", "log_loss_scaled", "brier"))
     assert difference["p_adjusted"] == difference["p"]
     assert verdict["sentence"] in table(summary)
     assert "The margin is 0.01 " in table(summary)

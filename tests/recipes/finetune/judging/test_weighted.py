@@ -11,7 +11,7 @@ from finetune.judging import weighted
 from finetune.judging.metrics import (
     RESAMPLED,
     Scored,
-    choose_thresholds,
+    choose,
     per_class,
     resample,
     resample_aurocs,
@@ -86,18 +86,18 @@ def test_resamples_are_scored_as_the_drawn_cases_are(task: Task) -> None:
         labels = rng.integers(0, outputs, cases)
         probabilities = rng.dirichlet(np.ones(outputs), cases) + 0.3 * np.eye(outputs)[labels]
         probabilities /= probabilities.sum(axis=1, keepdims=True)
-    thresholds = choose_thresholds(task, labels, probabilities)
+    chosen = choose(task, labels, probabilities)
     draws = rng.multinomial(cases, np.full(cases, 1 / cases), size=12)
-    scored, weights = Scored(task, labels, probabilities, thresholds), draws.T.astype(np.float32)
+    scored, weights = Scored(task, labels, probabilities, chosen), draws.T.astype(np.float32)
     found, aurocs = resample(scored, weights, RESAMPLED), resample_aurocs(scored, weights)
     for k, draw in enumerate(draws):
         rows = np.repeat(np.arange(cases), draw)
-        expected = score(task, labels[rows], probabilities[rows], thresholds)
+        expected = score(task, labels[rows], probabilities[rows], chosen)
         values = {metric: None if np.isnan(values[k]) else values[k] for metric, values in found.items()}
         if task.multi_label and not all(len(np.unique(column)) == 2 for column in labels[rows].T):
-            for metric in ("log_loss", "brier", "ece"):
+            for metric in ("log_loss", "log_loss_scaled", "brier", "ece", "ece_scaled"):
                 del values[metric], expected[metric]
         assert values == pytest.approx(expected, abs=1e-6)
-        for name, figures in per_class(task, labels[rows], probabilities[rows], thresholds).items():
+        for name, figures in per_class(task, labels[rows], probabilities[rows], chosen).items():
             assert (figures["auroc"] is None) == np.isnan(aurocs[name][k])
             assert figures["auroc"] is None or aurocs[name][k] == pytest.approx(figures["auroc"])

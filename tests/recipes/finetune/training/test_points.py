@@ -99,7 +99,8 @@ def test_what_is_no_arm_is_told(name: str, message: str) -> None:
 
 
 def test_rounds_belong_to_arms_that_merge_without_steps() -> None:
-    assert [name for name, arm in ARMS.items() if arm.rounds] == ["validation-rounds"]
+    rounds = ["validation-rounds", "norm-matched-rounds", "noise-matched-rounds"]
+    assert [name for name, arm in ARMS.items() if arm.rounds] == rounds
     with pytest.raises(ValueError, match="merges nothing has no use for rounds"):
         Arm(rounds=True)
     with pytest.raises(InputError, match="--merge-rounds has no effect on --arms baseline inmerge: add validation"):

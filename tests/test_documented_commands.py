@@ -1,0 +1,39 @@
+"""Every command in README and docs has options that its parser knows; make docs-check also runs those that can be."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("tyro", reason="the recipes' libraries are not installed")
+from commands import ROOT, commands, parse
+
+
+def test_every_documented_command_can_be_parsed(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    told = commands()
+    assert len(told) > 60
+    wrong = {}
+    for page, command in told:
+        try:
+            parse(command)
+        except (Exception, SystemExit) as error:
+            wrong[f"{page}: {command}"] = (error, capsys.readouterr().err)
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python recipes/medmnist2d.py --dataset digits --merge-prop 0.3",
+        "accelerate launch --num_process recipes/chestxray.py",
+        "accelerate launch recipes/imagefolder.py --lr -1",
+        "inmerge inspect resnet18 --pretrain",
+        "make everything",
+        'pip install "inmerge_optim[all]"',
+        "python benchmarks/no_such.py",
+    ],
+)
+def test_a_mistake_in_a_command_is_noticed(command, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises((Exception, SystemExit)):
+        parse(command)
