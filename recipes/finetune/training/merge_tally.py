@@ -108,7 +108,9 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
     arms = [arm] if arm.criterion else merging_arms(options)
     layers: dict[str, KernelLayer] = {}
     for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
-        layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
+        layers |= {
+            layer.name: layer for layer in kernel_layers(model, skip, merge_channels=options.compact) if layer.selected
+        }
     return sorted(layers.values(), key=lambda layer: layer.index)
 
 
