@@ -40,6 +40,7 @@ _RETRIES = 20  # of a task whose process or node died
 _PAUSE = 5.0  # seconds until a task is tried again whose stage is still held, by a process that is ending
 _KNOCK = 10.0  # seconds until a machine that doesn't answer is taken for out of reach
 _LOOK = 1.0  # seconds between two looks at the tasks
+_NO_GPU_UNASKED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # else a task that asked for none sees them all
 
 
 @dataclass(frozen=True)
@@ -251,10 +252,11 @@ def _connected(options: Options) -> Iterator[Any]:
     if options.ray_address not in (None, "auto"):
         _check_address(options.ray_address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    started: dict[str, Any] = {} if options.ray_address else {"include_dashboard": False}
+    settings: dict[str, Any] = {} if options.ray_address else {"include_dashboard": False}
+    settings["runtime_env"] = {"env_vars": _NO_GPU_UNASKED}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **started)
+        ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # Ray raises many kinds, of a wrong address and of one that doesn't answer
         raise _unreachable(options.ray_address or "this machine", error) from error
     try:
