@@ -99,7 +99,8 @@ def test_every_form_of_the_model_gives_the_predictions_of_the_run(compacted: Pat
 
 
 def test_onnx_runtime_gives_the_predictions_of_the_run(compacted: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        runtime = pytest.importorskip(needed, reason=f"{needed} is not installed")
     stage = compacted / "seed_0" / COMPACT
     session = runtime.InferenceSession(stage / "model.onnx", providers=["CPUExecutionProvider"])
     found = probabilities_of(
