@@ -15,7 +15,7 @@ from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import PLOTS, SMALLER, TIMING
 from ..runs.sections import Section
-from ..training.arms import COMPACT, arm_of
+from ..training.arms import COMPACT, reduction_of
 from ..training.leaving import LATENCY
 from .style import GREY, interval_text, line_look, mean_text, new_figure, number_text, write_figure
 
@@ -48,7 +48,7 @@ class Size:
 
 def smaller_section(run: FinishedRun) -> Section | None:
     """The table and the picture; None where no arm's model was made smaller."""
-    arms = {arm: arm_of(arm).smaller for arm in run.arms if arm_of(arm).smaller}
+    arms = {arm: found for arm in run.arms if (found := reduction_of(arm))}
     if not arms:
         return None
     metric = run.summary["rule"]["metric"]
@@ -145,7 +145,7 @@ def _trade_off(run: FinishedRun, sizes: Mapping[str, Size], verdicts: Mapping[st
     axes.axhline(level, color=GREY, linewidth=1.2, linestyle="--")
     ways: dict[str, list[str]] = {}
     for arm in sizes:
-        ways.setdefault(arm_of(arm).smaller.way, []).append(arm)
+        ways.setdefault(reduction_of(arm).way, []).append(arm)
     for number, (way, arms) in enumerate(ways.items()):
         look, shift = line_look(number, marker=True), 0.3 * (number - (len(ways) - 1) / 2)
         arms = sorted(arms, key=lambda arm: sizes[arm].macs)
