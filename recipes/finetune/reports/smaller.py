@@ -22,11 +22,13 @@ from .style import GREY, interval_text, line_look, mean_text, new_figure, number
 _PICTURE = f"{PLOTS}/smaller.png"
 _TEXT = """\
 Left are, of the whole model, these shares of the multiplications (MACs), parameters and kernels, means over seeds. \
-compact takes out the channels that merging has made equal. The others come to the same multiplications by pruning the \
-backbone's channels (a share of every layer's: those of the smallest norms, or random ones), or to the same kernels of \
-each layer by k-means of the backbone's, and are then trained for as many epochs as the merging arms. Times are \
-medians on one thread of a CPU, of the whole model and the smaller one in turns. What is compacted \
-is the last epoch of its arm, and nothing chose it: the same figures stand under the last epoch."""
+compact takes out the channels that merging has made equal, after the last epoch of the arm: nothing chose it, and the \
+same figures stand under the last epoch. Times are medians on one thread of a CPU, of the whole model and the smaller \
+one in turns."""
+_OTHERS = """\
+The others come to the same multiplications by pruning the backbone's channels (a share of every layer's: those of the \
+smallest norms, or random ones), or to the same kernels of each layer by k-means of the backbone's. They are then \
+trained for as many epochs as the merging arms."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def smaller_section(run: FinishedRun) -> Section | None:
     )
     merged = [arm for arm, smaller in arms.items() if smaller.way == COMPACT]
     sentences = [f"{verdicts[arm]['sentence']}. It has {_left_text(sizes[arm])}." for arm in merged]
-    text = "\n\n".join([*sentences, _largest(run, sizes, verdicts), _TEXT])
+    others = [_OTHERS] if len(merged) < len(arms) else []
+    text = "\n\n".join([*sentences, _largest(run, sizes, verdicts), _TEXT, *others])
     return Section("Smaller models", text, header, rows, _pictures(run, sizes, verdicts))
 
 
