@@ -8,6 +8,7 @@ from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.kernels import FIGURES, mean_of_known
 from ..runs.sections import Section
+from ..training.arms import arm_of
 from .figures import pictures
 from .style import number_text, share_text
 
@@ -39,6 +40,8 @@ def merges_section(run: FinishedRun) -> Section:
         totals.append(total)
         sentences.append(norm_sentence(arm, overall))
     text = _TEXT
+    if controls := [arm for arm in run.merging_arms if arm_of(arm).control]:
+        text += f" Of {', '.join(controls)} these would have merged: a change of their size took the place of each."
     if all(1000 * count["merged"] < count["drawn"] for count in totals):
         text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
     text = "\n\n".join([text, *(sentence for sentence in sentences if sentence)])
