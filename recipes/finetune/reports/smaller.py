@@ -66,8 +66,8 @@ def smaller_section(run: FinishedRun) -> Section | None:
         ]
         for arm, size in sizes.items()
     ]
-    header = ("arm", "MACs", "parameters", "kernels", title_of(metric), f"minus {BASELINE}", "verdict")
-    header += ("ms, batch 1", "ms, batch 32", "outputs changed")
+    judged = ("arm", "MACs", "parameters", "kernels", title_of(metric), f"minus {BASELINE}", "verdict")
+    header = (*judged, "ms, batch 1", "ms, batch 32", "outputs changed")
     merged = [arm for arm, smaller in arms.items() if smaller.way == COMPACT]
     sentences = [f"{verdicts[arm]['sentence']}. It has {_left_text(sizes[arm])}." for arm in merged]
     text = "\n\n".join([*sentences, _largest(run, sizes, verdicts), _TEXT])

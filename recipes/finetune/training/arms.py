@@ -133,9 +133,9 @@ def _smaller_arm(name: str, way: str) -> Arm:
         raise InputError(f"--arms {name} can't be used: {source} merges nothing, so that nothing is equal in it")
     if merging.control:
         raise InputError(f"--arms {name} can't be used: {source} is a control of merging, which makes nothing equal")
-    settings = {name: value for name, value in merging.settings.items() if name in TRAINING}
+    own = {name: value for name, value in merging.settings.items() if name in TRAINING}
     reduction = Reduction(way, merging, source if way == COMPACT else smaller_name(source, COMPACT))
-    return Arm(settings=settings, smaller=reduction)
+    return Arm(settings=own, smaller=reduction)
 
 
 def smaller_name(source: str, way: str) -> str:

@@ -42,8 +42,8 @@ def write_smaller(session: Session) -> None:
     if session.stage.arm.smaller.way != COMPACT:
         return
     inputs = torch.zeros(input_size(options, session.data))
-    for name, write in ((PROGRAM, _write_program), (ONNX, _write_onnx)):
-        _write_if_possible(session, folder / name, lambda path, write=write: write(path, smaller, inputs))
+    _write_if_possible(session, folder / PROGRAM, lambda path: _write_program(path, smaller, inputs))
+    _write_if_possible(session, folder / ONNX, lambda path: _write_onnx(path, smaller, inputs))
     whole = create_model(options, session.data, pretrained=False).eval()
     write_json(folder / TIMING, {**read_json(folder / TIMING), LATENCY: _latencies(whole, smaller, inputs[:1])})
 
