@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -130,7 +131,11 @@ def parse_recipe(recipe: str, words: list[str]) -> Any:
 
 def _run(command: str, folder: Path) -> int:
     """Run a command in a folder with the project's scripts, where its runs and images stand for those of the demo."""
+    several = len(set(RUNS.findall(command))) > 1
     command = IMAGES.sub("image.png", RUNS.sub("runs/demo", command))
+    if several:
+        shutil.copytree(folder / "runs/demo", folder / "runs/other", dirs_exist_ok=True)
+        command = command.replace("runs/demo runs/demo", "runs/demo runs/other", 1)
     if command.startswith("inmerge-recipes"):
         command = command.replace("inmerge-recipes ", "python recipes/__main__.py ")
     python = f"{shlex.quote(sys.executable)} "

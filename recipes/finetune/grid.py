@@ -32,6 +32,7 @@ from .runs.layout import BACKBONE
 from .runs.lock import RunHeld, hold_run
 from .runs.settings import check_run_folder
 from .signals import Stopped
+from .training.arms import needed_stage, with_compacted_arms
 from .training.peers import failed_alike
 from .trial import BEGIN, JUDGE, AddSections, Part, check_trial, run_part, run_trial, tell_trial
 
@@ -39,6 +40,7 @@ _RETRIES = 20  # of a task whose process or node died
 _PAUSE = 5.0  # seconds until a task is tried again whose stage is still held, by a process that is ending
 _KNOCK = 10.0  # seconds until a machine that doesn't answer is taken for out of reach
 _LOOK = 1.0  # seconds between two looks at the tasks
+_NO_GPU_UNASKED = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}  # else a task that asked for none sees them all
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Trial:
     name: str
     main_first: bool = True
     add_sections: AddSections | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", with_compacted_arms(self.options))
 
     @property
     def folder(self) -> Path:
@@ -182,13 +187,11 @@ def _stages(trial: Trial) -> set[Part]:
 
 
 def _following(trial: Trial, part: Part, left: set[Part]) -> list[Part]:
-    """What can be run once a part is done: backbones, then their arms, and when none of these is left the judging."""
+    """What can be run once a part is done: backbones, then the arms that need it, and when none is left the judging."""
     if isinstance(part, str):
         return [(seed, BACKBONE) for seed in trial.options.seeds] if part == BEGIN else []
     seed, stage = part
-    if stage == BACKBONE:
-        return [(seed, arm) for arm in trial.options.arms]
-    return [] if left else [JUDGE]
+    return [(seed, arm) for arm in trial.options.arms if needed_stage(arm) == stage] if left else [JUDGE]
 
 
 def _submit(ray: Any, trial: Trial, part: Part) -> Any:
@@ -249,10 +252,11 @@ def _connected(options: Options) -> Iterator[Any]:
     if options.ray_address not in (None, "auto"):
         _check_address(options.ray_address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    started: dict[str, Any] = {} if options.ray_address else {"include_dashboard": False}
+    settings: dict[str, Any] = {} if options.ray_address else {"include_dashboard": False}
+    settings["runtime_env"] = {"env_vars": _NO_GPU_UNASKED}
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **started)
+        ray.init(options.ray_address, log_to_driver=False, logging_level=logging.ERROR, **settings)
     except Exception as error:  # Ray raises many kinds, of a wrong address and of one that doesn't answer
         raise _unreachable(options.ray_address or "this machine", error) from error
     try:

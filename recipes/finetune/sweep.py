@@ -32,8 +32,12 @@ _SECTIONS: dict[type[Options], Callable[[Any], AddSections]] = {
 }
 
 
-def run_sweep(options: Options, confirm_seeds: tuple[int, ...]) -> None:
-    """Run the trial of all points, and with confirm_seeds that of the best one on validation, on these alone."""
+def run_sweep(name: str, options: Options, confirm_seeds: tuple[int, ...] = ()) -> None:
+    """Run the trial of all points, and with confirm_seeds that of the best one on validation, on these alone.
+
+    Args:
+        name: what the run folder's begins with, by default.
+    """
     shared = set(confirm_seeds) & set(options.seeds)
     if shared:
         raise InputError(
@@ -44,7 +48,7 @@ def run_sweep(options: Options, confirm_seeds: tuple[int, ...]) -> None:
         raise InputError("--prepare-only belongs to the recipe for these data: prepare by it, and leave it out here")
     kind = KINDS[type(options)]
     kind.check(options)
-    run = options.output or Path("runs") / f"sensitivity-{kind.name(options)}-{options.model}"
+    run = options.output or Path("runs") / f"{name}-{kind.name(options)}-{options.model}"
     _run(replace(options, output=run))
     if confirm_seeds:
         best = best_on_validation(FinishedRun(run))

@@ -16,6 +16,8 @@ from pathlib import Path
 import model_zoo
 import pytest
 import torch
+from finetune import grid
+from finetune.options import Options
 from small_runs import content_of, run_recipe
 
 RECIPES = Path(model_zoo.__file__).parent
@@ -47,6 +49,15 @@ def wait_for_training(zoo: Path, run: subprocess.Popen) -> tuple[int, Path]:
             return next(iter(found.items()))
         time.sleep(0.1)
     raise AssertionError("nothing was trained")
+
+
+def test_a_task_that_asks_for_no_gpu_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all tasks of a machine would share its first one."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install .[cluster]")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with grid._connected(Options(engine="ray")) as ray:
+        seen = ray.remote(num_gpus=0)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+        assert ray.get(seen.remote()) == ""
 
 
 def test_killed_tasks_and_a_lost_node_change_no_bit(made_medmnist: Callable[..., Path], tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def merges_section(run: FinishedRun) -> Section:
         text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
     text = "\n\n".join([text, *(sentence for sentence in sentences if sentence)])
     counted = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "displacement")
-    header = (*counted, f"norm over {BASELINE}'s", f"effective rank over {BASELINE}'s")
+    header = (*counted, f"norm over {BASELINE}'s", f"rank over {BASELINE}'s")
     return Section("What merging did to the weights", text, header, rows, pictures(run, "merge_rates"))
 
 

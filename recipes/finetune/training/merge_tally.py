@@ -66,7 +66,7 @@ class FirstMerge:
     """
 
     def __init__(self, model: nn.Module, optimizer: InMergeOptimizer, watched: list[KernelLayer]) -> None:
-        self._modules = layer_modules(model, watched)
+        self._modules: dict[str, Any] = layer_modules(model, watched)
         self._before: dict[str, Tensor] = {}
         self._moved: dict[str, Tensor] = {}
         optimizer.base_optimizer.register_step_post_hook(self._keep)
@@ -108,7 +108,9 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
     arms = [arm] if arm.criterion else merging_arms(options)
     layers: dict[str, KernelLayer] = {}
     for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
-        layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
+        layers |= {
+            layer.name: layer for layer in kernel_layers(model, skip, merge_channels=options.compact) if layer.selected
+        }
     return sorted(layers.values(), key=lambda layer: layer.index)
 
 
