@@ -74,6 +74,8 @@ def _grid(options: Options, arm: Arm, folder: Path) -> Options:
         planned_seeds=None,
         merge_rounds=options.merge_rounds if arm.rounds else None,
         cooldown_epochs=options.cooldown_epochs if arm.criterion else 0,
+        compact=options.compact and bool(arm.criterion),
+        final_rounds=options.final_rounds if arm.criterion else None,
         output=folder,
         resume=options.resume or folder.exists(),
     )

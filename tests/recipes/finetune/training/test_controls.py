@@ -117,6 +117,15 @@ def test_a_kernel_of_zeros_stays_one() -> None:
     assert model.deep.weight.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["norm", "noise"])
+def test_biases_that_merging_would_blend_along_stay(kind) -> None:
+    model = network()
+    optimizer = ControlOptimizer(sgd(model), model, kind, **MERGING, merge_channels=True)
+    optimizer.merge()
+    assert torch.equal(model.deep.bias, network().deep.bias)
+    assert not torch.equal(model.deep.weight, network().deep.weight)
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda found: pickle.loads(pickle.dumps(found))])
 def test_copies_are_controls_of_the_same_kind(again) -> None:
     assert again(control("noise")(network())).control == "noise"
