@@ -20,7 +20,7 @@ portable: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/codespell inmerge_optim recipes tests benchmarks examples docs *.md
+	$(BIN)/codespell inmerge_optim recipes tests benchmarks examples studies docs *.md
 	$(BIN)/mypy
 
 bench: .venv/installed

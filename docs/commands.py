@@ -10,6 +10,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,9 +57,13 @@ def parse(command: str) -> None:
     """Raise what the command's parser raises, a SystemExit mostly, or a ValueError where it names what isn't there."""
     program, *words = shlex.split(command, comments=True)
     if program == "make":
+        given = dict(word.split("=", 1) for word in words if "=" in word)
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        if not set(words) <= set(targets):
+        if not {word for word in words if "=" not in word} <= set(targets):
             raise ValueError(f"the Makefile has no {words}")
+        if "study" in words:
+            config = ROOT / "studies" / given["NAME"] / "config.yaml"
+            parse_recipe("medmnist2d", ["--config", str(config), *shlex.split(given.get("ARGS", ""))])
     elif program == "pip":
         extras = {name for word in words for part in re.findall(r"\[(.*)\]", word) for name in part.split(",")}
         known = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -126,7 +131,11 @@ def parse_recipe(recipe: str, words: list[str]) -> Any:
 
 def _run(command: str, folder: Path) -> int:
     """Run a command in a folder with the project's scripts, where its runs and images stand for those of the demo."""
+    several = len(set(RUNS.findall(command))) > 1
     command = IMAGES.sub("image.png", RUNS.sub("runs/demo", command))
+    if several:
+        shutil.copytree(folder / "runs/demo", folder / "runs/other", dirs_exist_ok=True)
+        command = command.replace("runs/demo runs/demo", "runs/demo runs/other", 1)
     if command.startswith("inmerge-recipes"):
         command = command.replace("inmerge-recipes ", "python recipes/__main__.py ")
     python = f"{shlex.quote(sys.executable)} "

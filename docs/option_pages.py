@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 
 def write_option_pages(path: Path) -> None:
@@ -29,17 +29,23 @@ def write_option_pages(path: Path) -> None:
     for recipe, options in _recipes().items():
         own = dataclasses.fields(options)
         kept = {field.name for field in own if field.name in shared and not _differs(field, Options)}
+        hints = get_type_hints(options, include_extras=True)
+        kept |= {name for name, hint in hints.items() if get_origin(hint) is Annotated}  # suppressed
         lines += ["", f"## {recipe}", "", inspect.cleandoc(options.__doc__ or ""), "", *_table(options, kept)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _recipes() -> dict[str, type]:
+    from compaction import CompactionOptions
     from finetune.sources.options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
+    from sensitivity import SweepOptions
 
     return {
         "recipes/medmnist2d.py": DatasetOptions,
         "recipes/chestxray.py": ChestXrayOptions,
         "recipes/imagefolder.py": OwnImagesOptions,
+        "recipes/sensitivity.py": SweepOptions,
+        "recipes/compaction.py": CompactionOptions,
     }
 
 

@@ -11,9 +11,10 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -115,10 +116,41 @@ def compact(model: nn.Module, example_inputs: Any, tolerance: float = 1e-3) -> t
     """
     if not isinstance(tolerance, (int, float)) or isinstance(tolerance, bool) or not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance!r}, but it must be a number from 0")
+    return _compact(model, example_inputs, lambda _, channels: _clusters(channels, tolerance))
+
+
+def compact_clusters(
+    model: nn.Module, example_inputs: Any, choose: Callable[[str, Tensor], Sequence[Sequence[int]]]
+) -> tuple[nn.Module, CompactionReport]:
+    """Take out channels as compact does, but those that are said to be alike, as far as they are from equal.
+
+    What the model computes changes by what they differ in.
+
+    Args:
+        model: as for compact, as is ``example_inputs``.
+        choose: called with the name of a layer and the kernels that make its channels, a row for each (of all branches
+            that are added, side by side); returns clusters of two and more channels, each of which becomes one.
+
+    Returns:
+        As compact.
+    """
+
+    def clusters(name: str, channels: _Channels) -> tuple[Sequence[Sequence[int]], str]:
+        found = choose(name, channels.kernels())
+        return found, "" if found else "none chosen"
+
+    return _compact(model, example_inputs, clusters)
+
+
+def _compact(
+    model: nn.Module,
+    example_inputs: Any,
+    choose: Callable[[str, _Channels], tuple[Sequence[Sequence[int]], str]],
+) -> tuple[nn.Module, CompactionReport]:
+    """Leave one channel of each cluster, layer by layer; ``choose`` returns these, or why there are none."""
     model, inputs = unwrap(model), _in_float64(example_inputs)
     graph = _Graph(_copy_in_float64(model), inputs)
-    before, macs_before = _outputs(graph.model, inputs), _macs(graph.model, inputs)
-    kernels = {name: kernel_count(module) for name, module in model.named_modules() if _is_root(module)}
+    kernels = _kernel_counts(model)
     reasons: dict[str, str] = {}
     removed: list[Removal] = []
     for name in kernels:
@@ -128,7 +160,7 @@ def compact(model: nn.Module, example_inputs: Any, tolerance: float = 1e-3) -> t
         if isinstance(channels, str):
             reasons[name] = channels
             continue
-        clusters, reason = _clusters(channels, tolerance)
+        clusters, reason = choose(name, channels)
         if clusters:
             kept = copy.deepcopy(graph.model)
             taken = tuple(sorted(member for cluster in clusters for member in cluster[1:]))
@@ -138,17 +170,37 @@ def compact(model: nn.Module, example_inputs: Any, tolerance: float = 1e-3) -> t
             else:
                 removed.append((name, taken))
         reasons |= dict.fromkeys((maker for maker in channels.makers if maker in kernels), reason)
-    after = _outputs(graph.model, inputs)
-    left = {name: kernel_count(graph.model.get_submodule(name)) for name in kernels}
-    report = CompactionReport(
-        layers=[CompactedLayer(name, kernels[name], left[name], reasons[name]) for name in kernels],
-        parameters=(_parameter_count(model), _parameter_count(graph.model)),
-        macs=(macs_before, _macs(graph.model, inputs)),
+    report = compare(model, graph.model, inputs, removed, reasons)
+    return _as_before(graph.model, model), report
+
+
+def compare(
+    model: nn.Module,
+    smaller: nn.Module,
+    example_inputs: Any,
+    removed: Sequence[Removal],
+    reasons: Mapping[str, str] = MappingProxyType({}),
+) -> CompactionReport:
+    """Report what is left of a model in a smaller one of its architecture.
+
+    Args:
+        model: before channels were taken out.
+        smaller: what remove_channels made of it, or compact.
+        example_inputs: as for compact.
+        removed: as in the report.
+        reasons: by layer why it keeps all of its kernels.
+    """
+    inputs, kernels = _in_float64(example_inputs), _kernel_counts(model)
+    whole, left = _copy_in_float64(model), _kernel_counts(smaller)
+    before, after = _outputs(whole, inputs), _outputs(_copy_in_float64(smaller), inputs)
+    return CompactionReport(
+        layers=[CompactedLayer(name, kernels[name], left[name], reasons.get(name, "")) for name in kernels],
+        parameters=(_parameter_count(model), _parameter_count(smaller)),
+        macs=(_macs(whole, inputs), _macs(_copy_in_float64(smaller), inputs)),
         largest_difference=max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)),
         largest_output=max(float(a.abs().max()) for a in before),
-        removed=removed,
+        removed=list(removed),
     )
-    return _as_before(graph.model, model), report
 
 
 def _take_out(
@@ -220,6 +272,12 @@ def save_compacted(
     text = json.dumps({**{name: description[name] for name in _DESCRIPTION}, "removed": removed})
     weights = {name: values.contiguous() for name, values in smaller.state_dict().items()}
     write(Path(path), save(weights, metadata={_KEY: text}))
+
+
+def is_compacted(path: str | Path) -> bool:
+    """Say whether a .safetensors file is what save_compacted writes, by its header alone."""
+    with safe_open(path, framework="pt") as file:
+        return _KEY in (file.metadata() or {})
 
 
 def load_compacted(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -312,6 +370,11 @@ class _Channels(NamedTuple):
     makers: list[str]
     own: list[_Values]
     read: list[_Values]
+
+    def kernels(self) -> Tensor:
+        """What the layers that make the channels have for each: (size, weights)."""
+        of_makers = [values for values in self.own if values.name == "weight" and values.tensor.dim() > 1]
+        return torch.cat([values.matrix()[values.channels.argsort()] for values in of_makers], 1)
 
     def equalise(self, clusters: Sequence[Sequence[int]]) -> None:
         """Give the channels of each cluster the mean of what they have."""
@@ -501,6 +564,10 @@ def _macs(model: nn.Module, inputs: _Inputs) -> int:
 
 def _parameter_count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _kernel_counts(model: nn.Module) -> dict[str, int]:
+    return {name: kernel_count(module) for name, module in model.named_modules() if _is_root(module)}
 
 
 def _is_root(module: nn.Module) -> bool:

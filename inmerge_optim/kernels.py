@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +37,7 @@ from inmerge_optim.settings import Rule, Threshold
 _Floats = npt.NDArray[np.float64]
 _Mask = npt.NDArray[np.bool_]
 
-# How many weights are gathered at a time, of either side: two such blocks of float32 stay in a core's own cache.
+# How many weights are gathered at a time, of either side: twice as many of float32 stay in a core's own cache.
 _BLOCK = 2**16
 # How many are judged by the reference, or blended, at a time, in float64 and with their intermediate results.
 _EXACT_BLOCK = 2**13
@@ -111,8 +110,7 @@ def _as_rows(layer: DrawnLayer) -> DrawnLayer | None:
 
 def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
     """Merge weights in the host's memory, seen as rows."""
-    # Kernels of one length stand together, so that their products are computed together.
-    indices, drawn = zip(*sorted(layers.items(), key=lambda item: _form(item[1])), strict=True)
+    indices, drawn = list(layers), list(layers.values())
     ends = np.cumsum([layer.pairs.picked.size for layer in drawn])
     spans = [slice(end - layer.pairs.picked.size, end) for layer, end in zip(drawn, ends.tolist(), strict=True)]
     with np.errstate(all="ignore"):
@@ -124,11 +122,6 @@ def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
         for values in layer.channels:
             _blend_(layer._replace(weight=values.view(-1, 1), donors=None), chosen)
         tallies.numpy()[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
-
-
-def _form(layer: DrawnLayer) -> tuple[bool, int]:
-    """Return what the products of two layers must have in common to be computed together."""
-    return layer.weight.dtype == torch.float64, layer.weight.shape[1]
 
 
 def _judge(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Floats, _Mask]:
@@ -158,41 +151,47 @@ def _judge(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Float
 def _products(layers: Sequence[DrawnLayer], spans: Sequence[slice]) -> tuple[_Floats, _Floats, _Floats]:
     """Return the dot products of the drawn pairs, and the squared norms of their kernels and of the partners."""
     products = np.empty((3, spans[-1].stop))
-    for (wide, length), several in groupby(zip(layers, spans, strict=True), lambda item: _form(item[0])):
-        group = list(several)
-        first, last, room = group[0][1].start, group[-1][1].stop, max(1, _BLOCK // length)
-        # Rows are gathered into the same two blocks again and again: they stay in the cache, of any number of layers.
-        own, donors = np.empty((2, min(room, last - first), length), np.float64 if wide else np.float32)
-        for layer, span in group:
-            at = span.start
-            while at < span.stop:
-                low = (at - first) % room
-                high = min(low + span.stop - at, room)
-                pairs = slice(at - span.start, at - span.start + high - low)
-                _gather(layer.weight, layer.pairs.picked[pairs], own[low:high])
-                rows = layer.weight if layer.donors is None else layer.donors
-                _gather(rows, layer.pairs.partners[pairs], donors[low:high])
-                at += high - low
-                if high == room or at == last:
-                    left, right, block = own[:high], donors[:high], products[:, at - high : at]
-                    block[0], block[1], block[2] = _dots(left, right), _dots(left, left), _dots(right, right)
+    # Rows are gathered into the same block again and again, which stays in the cache.
+    block = np.empty(2 * max(_BLOCK, *(layer.weight.shape[1] for layer in layers)))
+    for (weight, pairs, _, donors, _), span in zip(layers, spans, strict=True):
+        length, count = weight.shape[1], pairs.picked.size
+        room = max(1, _BLOCK // length)
+        typed: npt.NDArray[np.floating]
+        typed = block.view(np.float64 if weight.dtype == torch.float64 else np.float32)
+        own_rows = _array(weight)
+        donor_rows = own_rows if donors is None else _array(donors)
+        for start in range(0, count, room):
+            picked, partners = pairs.picked[start : start + room], pairs.partners[start : start + room]
+            own, others = typed[: 2 * picked.size * length].reshape(2, -1, length)
+            _gather(own_rows, picked, own)
+            _gather(donor_rows, partners, others)
+            found = products[:, span.start + start : span.start + start + picked.size]
+            _dots(own, others, out=found[0])
+            _dots(own, own, out=found[1])
+            _dots(others, others, out=found[2])
     dots, own_squares, donor_squares = products
     return dots, own_squares, donor_squares
 
 
-def _gather(rows: Tensor, indices: Indices, out: npt.NDArray[np.floating]) -> None:
+def _array(rows: Tensor) -> npt.NDArray[np.floating] | Tensor:
+    """Return rows as an array, if NumPy has their type and gathers them without a copy of them all."""
+    return rows.numpy() if rows.dtype in (torch.float32, torch.float64) and rows.is_contiguous() else rows
+
+
+def _gather(rows: npt.NDArray[np.floating] | Tensor, indices: Indices, out: npt.NDArray[np.floating]) -> None:
     """Copy rows into ``out``, which is of float32 at least."""
-    if rows.dtype in (torch.float32, torch.float64) and rows.is_contiguous():
-        rows.numpy().take(indices, 0, out, mode="clip")  # any other mode copies once more
-    else:
+    if isinstance(rows, Tensor):
         torch.from_numpy(out).copy_(rows.index_select(0, torch.from_numpy(indices)))
+    else:
+        rows.take(indices, 0, out, "clip")  # any other mode copies once more
 
 
-def _dots(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    """Return the dot products of the rows of two matrices."""
-    dots: npt.NDArray[np.floating]
-    dots = np.vecdot(left, right) if hasattr(np, "vecdot") else np.einsum("ij,ij->i", left, right)  # NumPy 1
-    return dots
+def _einsum(left: npt.NDArray[np.floating], right: npt.NDArray[np.floating], out: _Floats) -> None:
+    out[:] = np.einsum("ij,ij->i", left, right)
+
+
+# Of the rows of two matrices, computed in their type; NumPy 1 has no vecdot.
+_dots: Callable[..., object] = getattr(np, "vecdot", _einsum)
 
 
 def _ask_reference(layers: Sequence[DrawnLayer], spans: Sequence[slice], asked: _Mask, cosines: _Floats) -> None:

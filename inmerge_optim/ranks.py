@@ -75,15 +75,16 @@ def kernel_ranks(model: nn.Module, layers: Sequence[KernelLayer]) -> dict[str, f
 
 
 def _gram_matrices(weight: Tensor, groups: int) -> Tensor:
-    """Return the Gram matrices of the groups' kernels, scaled, on their smaller side: (groups, k, k), float64."""
+    """Return the Gram matrices of the groups' kernels, to some scale, on the smaller side: (groups, k, k), float64."""
     check_kernels(weight, groups)
     weight = weight.detach()
     if is_sharded(weight):
         weight = cast("DTensor", weight).full_tensor()
     rows = weight.reshape(groups, weight.shape[0] // groups, -1)
     rows = rows.to("cpu" if weight.device.type == "mps" else weight.device, torch.float64)  # MPS has no float64
-    largest = rows.abs().amax((1, 2), keepdim=True)
-    rows = rows / torch.where(largest > 0, largest, 1)
+    if weight.dtype == torch.float64:  # the squares of other numbers are within its range
+        largest = rows.abs().amax((1, 2), keepdim=True)
+        rows = rows / torch.where(largest > 0, largest, 1)
     return rows @ rows.mT if rows.shape[1] <= rows.shape[2] else rows.mT @ rows
 
 

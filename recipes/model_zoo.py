@@ -73,8 +73,8 @@ def _run(argv: list[str] | None) -> list[str]:
     for cell in cells[: len(options.models)]:  # each model once: what is wrong with it is so on all data
         check_trial(cell)
     options.output.mkdir(parents=True, exist_ok=True)
-    arms = [arm for arm in options.arms if arm != BASELINE]
-    declare_family(options.output, [member(cell.dataset, cell.model, arm) for cell in cells for arm in arms])
+    compared = [(cell, arm) for cell in cells for arm in cell.arms if arm != BASELINE]
+    declare_family(options.output, [member(cell.dataset, cell.model, arm) for cell, arm in compared])
     if options.engine == "ray":
         for trial, outcome in run_on_ray([_trial(cell) for cell in mine]):
             _record(trial.options, outcome)
@@ -91,6 +91,7 @@ def _run(argv: list[str] | None) -> list[str]:
 def _cells(options: ZooOptions) -> list[DatasetOptions]:
     """The options of each trial: those of medmnist2d.py, so that it and report.py can take any of the run folders."""
     from finetune.sources.named import check_dataset
+    from finetune.training.arms import with_compacted_arms
 
     for name, values in (("models", options.models), ("datasets", options.datasets)):
         if not values:
@@ -108,7 +109,8 @@ def _cells(options: ZooOptions) -> list[DatasetOptions]:
                 skip = PAPER_SKIP_LAYERS.get(model.partition(".")[0], DatasetOptions.skip_layers)
             cell = DatasetOptions(**shared | {"dataset": dataset, "model": model, "skip_layers": skip})
             check_dataset(cell)
-            cells.append(replace(cell, output=options.output / f"{dataset}-{model}", config=None))
+            cell = replace(cell, output=options.output / f"{dataset}-{model}", config=None)
+            cells.append(with_compacted_arms(cell))
     return cells
 
 

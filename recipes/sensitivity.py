@@ -5,17 +5,13 @@ python recipes/sensitivity.py --config recipes/configs/paper_fig2.yaml --data-di
 """
 
 import sys
-from dataclasses import dataclass, fields, make_dataclass
-from itertools import pairwise
+from dataclasses import dataclass, fields
 from typing import Any
 
 from finetune.errors import exit_on_input_error
-from finetune.options import Options, config_values, parse_options
-from finetune.sources.options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
+from finetune.options import parse_options
+from finetune.sources.options import options_of_data, with_own_options
 from tyro.conf import Suppress
-
-# By --dataset; all others are sets of medmnist2d.py.
-OPTIONS: dict[str, type[Options]] = {"chestxray14": ChestXrayOptions, "imagefolder": OwnImagesOptions}
 
 
 @dataclass(kw_only=True)
@@ -44,8 +40,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    of_data = OPTIONS.get(_dataset(argv), DatasetOptions)
-    found: Any = parse_options(options_of_sweep(of_data), _gathered(argv))
+    of_data = options_of_data(argv)
+    found: Any = parse_options(with_own_options(SweepOptions, of_data), _gathered(argv))
     # Not before the options are read: --help and mistakes in them are answered at once.
     from finetune.sweep import run_sweep
     from finetune.training.points import read_sweeps, sweep_arms
@@ -54,21 +50,7 @@ def _run(argv: list[str]) -> None:
     refuse_tuning(found)
     arms = sweep_arms(read_sweeps(found.sweep), found, found.crossed)
     values = {field.name: getattr(found, field.name) for field in fields(of_data)}
-    run_sweep(of_data(**values | {"arms": arms, "config": None}), found.confirm_seeds)
-
-
-def options_of_sweep(of_data: type[Options]) -> type[Any]:
-    """The options of the recipe for some data, and those of a sweep."""
-    kind = make_dataclass("SweepOptions", [], bases=(SweepOptions, of_data), kw_only=True)
-    kind.__doc__ = SweepOptions.__doc__
-    return kind
-
-
-def _dataset(argv: list[str]) -> str:
-    """The value of --dataset, found ahead of the parser because it says which options there are."""
-    given = [value for word, value in pairwise(argv) if word == "--dataset"]
-    given += [word.removeprefix("--dataset=") for word in argv if word.startswith("--dataset=")]
-    return given[-1] if given else str(config_values(argv).get("dataset", ""))
+    run_sweep("sensitivity", of_data(**values | {"arms": arms, "config": None}), found.confirm_seeds)
 
 
 def _gathered(argv: list[str]) -> list[str]:

@@ -28,7 +28,7 @@ from finetune.runs.layout import ROBUSTNESS, SUMMARY  # noqa: E402
 from scipy import special  # noqa: E402
 
 CONFIG, RECORDED = "config.yaml", "recorded.json"
-METRICS = ("auroc", "balanced_accuracy", "log_loss", "brier", "ece")
+METRICS = ("auroc", "balanced_accuracy", "log_loss", "log_loss_scaled", "brier", "ece", "ece_scaled")
 COMPARED = ("auroc", "log_loss")
 GENTLE = "merge_prob=0.05,merge_weight=0.95,similarity_threshold=q0.5"  # the pilot's settings, by their name there
 LEVEL = 0.99  # of the range that the mean over other seeds lies in: tens of figures are compared
@@ -91,6 +91,7 @@ def summary_of(run: FinishedRun) -> dict[str, Any]:
         "contrasts": _differences(summary["contrasts"]),
         "verdicts": [_verdict(found) for found in summary["verdicts"]],
         "merged": {arm: _merged(layers) for arm, layers in summary["merges"].items()},
+        "kernels": {arm: _kernels(layers) for arm, layers in summary["kernels"].items()},
         "tuning": [section.text for section in run.sections if section.title == "Tuning"],
         "corrupted": corrupted.get("corrupted", {}),
         "corrupted_verdicts": [
@@ -112,6 +113,13 @@ def _differences(found: dict[str, Any]) -> dict[str, Any]:
 
 def _merged(layers: dict[str, dict[str, int]]) -> dict[str, int]:
     return {key: sum(count[key] for count in layers.values()) for key in ("drawn", "merged")}
+
+
+def _kernels(layers: dict[str, Any]) -> dict[str, float]:
+    """Norm and effective rank of the merged layers' kernels over the baseline's, mean over layers and seeds."""
+    return {
+        key: sum(found[key]["mean"] for found in layers.values()) / len(layers) for key in ("norm", "effective_rank")
+    }
 
 
 def _minutes(run: FinishedRun) -> float:
@@ -154,31 +162,33 @@ def compare(recorded: dict[str, Any], found: dict[str, Any]) -> bool:
 
 
 def table(recorded: dict[str, Any]) -> str:
-    """What is recorded, as the tables of docs/results.md: what is judged, and what the arms are sure of."""
+    """What is recorded, as the tables of docs/results.md: what is judged, and how sure the arms are of themselves."""
     judged, sure = [], []
-    corrupted = {(found["arm"], found["reference"]): found for found in recorded["corrupted_verdicts"]}
+    corrupted = {_key(found): found for found in recorded["corrupted_verdicts"]}
+    clean = {_key(found): found for found in recorded["verdicts"]}
     for arm, figures in recorded["arms"].items():
-        bad = recorded["corrupted"].get(arm, {}).get("auroc")
-        judged.append([_name(arm), _mean(figures["auroc"]), "", "", _mean(bad) if bad else "", "", ""])
-        judged[-1][2:4] = _outcome(next((v for v in recorded["verdicts"] if _key(v) == (arm, BASELINE)), None))
-        judged[-1][5:7] = _outcome(corrupted.get((arm, BASELINE)))
-        sure.append([_name(arm)])
-        for metric in ("log_loss", "ece", "balanced_accuracy"):
-            found = recorded["differences"].get(arm, {}).get(metric)
-            sure[-1] += [_mean(figures[metric]), _interval(found) if found else ""]
-    for found in recorded["verdicts"]:
-        if found["reference"] != BASELINE:
-            pair = f"{found['arm']} - {found['reference']}"
-            names = f"{_name(found['arm'])} less {_name(found['reference'])}"
-            judged.append([names, "", *_outcome(found), "", "", ""])
-            differences = recorded["contrasts"][pair]
-            sure.append([names])
-            for metric in ("log_loss", "ece", "balanced_accuracy"):
-                sure[-1] += ["", _interval(differences[metric])]
-    minus = f"minus {BASELINE}"
+        bad, pair = recorded["corrupted"].get(arm, {}).get("auroc"), (arm, BASELINE)
+        after = [_mean(bad) if bad else "", *_outcome(corrupted.get(pair))]
+        judged.append([_name(arm), _mean(figures["auroc"]), *_outcome(clean.get(pair)), *after])
+        sure.append([_name(arm), *_confidence(figures, recorded["differences"].get(arm))])
+        sure[-1].append(f"{recorded['kernels'][arm]['norm']:.3f}" if arm in recorded["kernels"] else "")
+    for arm, control in (pair for pair in clean if pair[1] != BASELINE):
+        name = f"{_name(arm)} less {_name(control)}"
+        judged.append([name, "", *_outcome(clean[arm, control]), "", "", ""])
+        sure.append([name, *_confidence(None, recorded["contrasts"][f"{arm} - {control}"]), ""])
+    minus, scaled = f"minus {BASELINE}", "scaled, minus"
     first = _markdown(["arm", "AUROC", minus, "verdict", "AUROC, corrupted", minus, "verdict"], judged)
-    second = _markdown(["arm", "log loss", minus, "ECE", minus, "balanced accuracy", minus], sure)
+    second = _markdown(["arm", "log loss", minus, scaled, "ECE", minus, scaled, "norm"], sure)
     return f"{first}\n\n{second}"
+
+
+def _confidence(figures: dict[str, Any] | None, differences: dict[str, Any] | None) -> list[str]:
+    """Log loss and ECE, each with its difference, and that after temperature scaling."""
+    cells = []
+    for metric in ("log_loss", "ece"):
+        cells.append(_mean(figures[metric]) if figures else "")
+        cells += [_interval(differences[name]) if differences else "" for name in (metric, f"{metric}_scaled")]
+    return cells
 
 
 def _key(verdict: dict[str, Any]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from inmerge_optim import CheckpointError, cli, compact, load_compacted, remove_channels, save_compacted
+from inmerge_optim.compaction import compact_clusters, is_compacted
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (extra compact)")
 
@@ -336,3 +337,29 @@ def test_the_report_is_a_table():
 def test_bad_input_is_refused_in_a_sentence(arguments, error, match):
     with pytest.raises(error, match=match):
         compact(*arguments)
+
+
+def test_channels_that_are_said_to_be_alike_become_their_mean():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3)).eval()
+    seen = {}
+
+    def choose(name, kernels):
+        seen[name] = kernels.shape
+        return [[0, 2, 3]] if name == "0" else []
+
+    smaller, report = compact_clusters(model, torch.randn(2, 3, 8, 8), choose)
+    assert seen == {"0": (4, 27), "3": (2, 18)}  # the second reads two channels by then
+    assert report.removed == [("0", (2, 3))]
+    torch.testing.assert_close(smaller[0].weight[0], model[0].weight[[0, 2, 3]].mean(0))
+    torch.testing.assert_close(smaller[3].weight[:, 0], model[3].weight[:, [0, 2, 3]].sum(1))
+    assert report.largest_difference > 0
+
+
+def test_a_compacted_file_is_known_by_its_header(tmp_path):
+    model, inputs = planted(SMALL["squeezenet"]()), torch.randn(2, 3, 32, 32)
+    smaller, report = compact(model, inputs)
+    description = {"model": None, "settings": {"num_classes": 3}, "input_size": [2, 3, 32, 32]}
+    save_compacted(tmp_path / "small.safetensors", smaller, report, description)
+    save_file(model.state_dict(), tmp_path / "whole.safetensors")
+    assert is_compacted(tmp_path / "small.safetensors")
+    assert not is_compacted(tmp_path / "whole.safetensors")

@@ -22,9 +22,18 @@ def plain_effective_rank(matrix):
 
 
 @pytest.mark.parametrize(("shape", "groups"), [((24, 3, 3, 3), 1), ((24, 40), 3), ((90, 8), 1), ((8,), 2)])
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_the_effective_rank_is_that_of_the_singular_values(shape, groups, scale):
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [
+        (1.0, torch.float32),
+        (1e-30, torch.float32),
+        (1e30, torch.float32),
+        (1e-200, torch.float64),
+        (1e200, torch.float64),
+    ],
+)
+def test_the_effective_rank_is_that_of_the_singular_values(shape, groups, scale, dtype):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     parts = np.split(weight.double().reshape(len(weight), -1).numpy(), groups)
     expected = np.mean([plain_effective_rank(part) for part in parts])
     assert effective_rank(weight * scale, groups) == pytest.approx(expected, rel=1e-5)

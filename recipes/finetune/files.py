@@ -77,7 +77,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         for event in yaml.parse(text, yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > _DEEPEST_YAML:
-                raise ValueError(f"line {event.start_mark.line + 1} has an alias, or nests too deep")
+                line = event.start_mark.line + 1  # type: ignore[union-attr]
+                raise ValueError(f"line {line} has an alias, or nests too deep")
         content = yaml.load(text, _Settings)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path} can't be read as YAML ({first_line(error)}), as a file of settings should") from error

@@ -32,6 +32,7 @@ from .runs.layout import BACKBONE
 from .runs.lock import RunHeld, hold_run
 from .runs.settings import check_run_folder
 from .signals import Stopped
+from .training.arms import needed_stage, with_compacted_arms
 from .training.peers import failed_alike
 from .trial import BEGIN, JUDGE, AddSections, Part, check_trial, run_part, run_trial, tell_trial
 
@@ -51,6 +52,9 @@ class Trial:
     name: str
     main_first: bool = True
     add_sections: AddSections | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", with_compacted_arms(self.options))
 
     @property
     def folder(self) -> Path:
@@ -183,13 +187,11 @@ def _stages(trial: Trial) -> set[Part]:
 
 
 def _following(trial: Trial, part: Part, left: set[Part]) -> list[Part]:
-    """What can be run once a part is done: backbones, then their arms, and when none of these is left the judging."""
+    """What can be run once a part is done: backbones, then the arms that need it, and when none is left the judging."""
     if isinstance(part, str):
         return [(seed, BACKBONE) for seed in trial.options.seeds] if part == BEGIN else []
     seed, stage = part
-    if stage == BACKBONE:
-        return [(seed, arm) for arm in trial.options.arms]
-    return [] if left else [JUDGE]
+    return [(seed, arm) for arm in trial.options.arms if needed_stage(arm) == stage] if left else [JUDGE]
 
 
 def _submit(ray: Any, trial: Trial, part: Part) -> Any:

@@ -114,6 +114,11 @@ class Options:
     """Epochs at the end of the merging arms that merge nothing."""
     merge_rounds: int | None = None
     """Rounds of merging without a step that validation-rounds makes after an epoch. None: one per validation image."""
+    compact: bool = False
+    """Make each merging arm's model smaller by what merging made equal, as a further arm (inmerge-compact). The merging
+    arms blend biases and batch norms along with kernels then. Needs inmerge_optim[compact]."""
+    final_rounds: int | None = None
+    """Rounds of merging without a step ahead of that, until similar kernels are equal. None: 1500."""
     recalibrate_bn: bool = False
     """Estimate batch norm's statistics anew on the training images before each evaluation, in all arms alike."""
     mixed_precision: Literal["no", "fp16", "bf16"] | None = None
@@ -263,7 +268,7 @@ def check_options(options: Options) -> None:
             raise InputError(f"--{_flag(name)} must be a finite number, not {value}")
         if name in _AT_MOST and value is not None and value > _AT_MOST[name]:
             raise InputError(f"--{_flag(name)} must be at most {_AT_MOST[name]}, not {value}")
-    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin", "merge_rounds"):
+    for name in ("inmerge_lr", "clip_grad", "image_size", "limit_train", "margin", "merge_rounds", "final_rounds"):
         value = getattr(options, name)
         if value is not None and not value > 0:
             raise InputError(f"--{_flag(name)} must be above 0, not {value}")
@@ -295,6 +300,8 @@ def check_options(options: Options) -> None:
         )
     if options.patience_epochs is not None and options.patience_epochs < 1:
         raise InputError(f"--patience-epochs must be at least 1, not {options.patience_epochs}")
+    if options.final_rounds is not None and not options.compact:
+        raise InputError("--final-rounds has no effect without --compact: leave it out")
     if options.start_from == "kept" and not options.epochs:
         raise InputError("--start-from kept has no effect with --epochs 0, which leaves one start: leave it out")
     if options.cooldown_epochs and options.cooldown_epochs >= options.inmerge_epochs:

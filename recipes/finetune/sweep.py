@@ -13,8 +13,12 @@ from .runs.finished import FinishedRun
 CONFIRMATION = "confirmation"  # its run folder, in that of the sweep
 
 
-def run_sweep(options: Options, confirm_seeds: tuple[int, ...]) -> None:
-    """Run the trial of all points, and with confirm_seeds that of the best one on validation, on these alone."""
+def run_sweep(name: str, options: Options, confirm_seeds: tuple[int, ...] = ()) -> None:
+    """Run the trial of all points, and with confirm_seeds that of the best one on validation, on these alone.
+
+    Args:
+        name: what the run folder's begins with, by default.
+    """
     shared = set(confirm_seeds) & set(options.seeds)
     if shared:
         raise InputError(
@@ -24,7 +28,7 @@ def run_sweep(options: Options, confirm_seeds: tuple[int, ...]) -> None:
     if getattr(options, "prepare_only", False):
         raise InputError("--prepare-only belongs to the recipe for these data: prepare by it, and leave it out here")
     trial = trial_of(options)
-    run = options.output or Path("runs") / f"sensitivity-{trial.name}"
+    run = options.output or Path("runs") / f"{name}-{trial.name}"
     run_on_engine(replace(trial, options=replace(options, output=run), name=run.name))
     if confirm_seeds:
         best = best_on_validation(FinishedRun(run))

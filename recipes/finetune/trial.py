@@ -53,6 +53,7 @@ from .training.optim import create_optimizer
 from .training.peers import is_lost_peer, watched_peers
 from .training.plan import arm_stage, backbone_stage
 from .training.randomness import seed_globals
+from .training.smaller import check_smaller
 from .training.stage import run_stage
 from .training.trackers import check_tracker
 
@@ -98,6 +99,8 @@ def check_trial(options: Options) -> None:
         warnings.simplefilter("ignore")  # the stages warn when they wrap
         for arm in options.arms:
             wrap_optimizer(arm_of(arm), create_optimizer(options, model, options.lr), model, options, options.seeds[0])
+    if options.compact:
+        check_smaller()
     if options.recalibrate_bn and not has_batch_norm(model):
         raise InputError(f"--recalibrate-bn has no effect on {options.model}, which has no batch norm: leave it out")
     if options.grad_checkpointing:

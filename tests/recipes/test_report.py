@@ -113,7 +113,7 @@ def test_verdicts_and_merges_are_those_of_the_summary(run: Path) -> None:
     for arm, layers in summary["merges"].items():
         for layer, count in layers.items():
             assert rows[arm, layer]["merged"] == f"{count['merged']:,}"
-            for figure, title in (("norm", "norm"), ("effective_rank", "effective rank")):
+            for figure, title in (("norm", "norm"), ("effective_rank", "rank")):
                 mean = np.mean(summary["kernels"][arm][layer][figure]["values"])
                 assert rows[arm, layer][f"{title} over baseline's"] == f"{mean:.3f}"
     assert "--recalibrate-bn was off" in text

@@ -13,6 +13,7 @@ import torch
 from finetune.options import parse_options
 from finetune.reports.sweep import best_on_validation, sweep_section
 from finetune.runs.finished import FinishedRun
+from finetune.sources.options import ChestXrayOptions, options_of_data, with_own_options
 from finetune.training.points import read_sweeps, sweep_arms
 from small_runs import run_recipe
 
@@ -125,8 +126,9 @@ def test_bad_input_is_one_sentence(
 def test_the_papers_sweep_is_a_config() -> None:
     """With the options of the recipe for ChestX-ray14, of which --hflip has a default of its own."""
     arguments = ["--config", str(CONFIGS / "paper_fig2.yaml"), "--data-dir", "."]
-    assert sensitivity._dataset(arguments) == "chestxray14"
-    options = parse_options(sensitivity.options_of_sweep(sensitivity.OPTIONS["chestxray14"]), arguments)
+    of_data = options_of_data(arguments)
+    assert of_data is ChestXrayOptions
+    options = parse_options(with_own_options(sensitivity.SweepOptions, of_data), arguments)
     assert (options.model, options.skip_layers, options.hflip, options.prepare_size) == ("vgg19", 10, 0.5, 224)
     assert options.sweep[0] == "skip_layers=0,5,10,15"
     assert len(sweep_arms(read_sweeps(options.sweep), options, crossed=False)) == 15

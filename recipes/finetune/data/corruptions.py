@@ -226,7 +226,7 @@ def _zoom_blur(images: np.ndarray, factors: np.ndarray, _: Generators) -> np.nda
 
 
 def _brightness(images: np.ndarray, factor: float, _: Generators) -> np.ndarray:
-    return _blend(np.float32(0), np.arange(256, dtype=np.float32), factor)[images]
+    return _blend(np.zeros((), dtype=np.float32), np.arange(256, dtype=np.float32), factor)[images]
 
 
 def _contrast(images: np.ndarray, factor: float, _: Generators) -> np.ndarray:

@@ -38,7 +38,7 @@ def cross_validated(
     tested = [np.flatnonzero(numbers == fold) for fold in range(count)]
     everything = split_of(catalogue, images, np.concatenate(tested))
     cases = "\n".join(f"{fold} {catalogue.cases[row]}" for fold, rows in enumerate(tested) for row in rows)
-    pixels = b"".join(everything.pixel_hashes)
+    pixels = b"".join(everything.pixel_hashes or ())
     checksums = {"cases": hashlib.sha256(cases.encode()).hexdigest(), "pixels": hashlib.sha256(pixels).hexdigest()}
     return replace(
         folds[0],

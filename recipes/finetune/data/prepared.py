@@ -102,7 +102,7 @@ class PreparedImages:
         """Width and height of each image before it was fitted."""
         return list(zip(self._facts("width"), self._facts("height"), strict=True))
 
-    def pixel_hashes(self) -> list[bytes | None]:
+    def pixel_hashes(self) -> list[Any]:
         """What exact twins share, see Square."""
         return self._facts("pixel_hash")
 
@@ -290,6 +290,7 @@ def _about(path: Path, form: Form) -> dict[bytes, bytes]:
 def _end_with_parent(worker: int) -> None:
     """End this worker when its parent is killed; left to itself it waits for ever for someone to read its batches."""
     parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def watch() -> None:
         wait([parent.sentinel])
@@ -304,7 +305,7 @@ def _write(files: dict[Path, range], source: EncodedImages, form: Form, workers:
     earlier = {rows.start // SHARD: _earlier(path, rows, form) for path, rows in files.items()}
     rows_to_write = _Rows(source, form, earlier)
     loading: dict[str, Any] = {"num_workers": workers, "collate_fn": list, "worker_init_fn": _end_with_parent}
-    decoded = iter(DataLoader(rows_to_write, batch_sampler=batches, **loading))
+    decoded = iter(DataLoader(rows_to_write, batch_sampler=batches, **loading))  # type: ignore[arg-type]
     count = sum(map(len, files.values()))
     print(f"Preparing {count:,} images of {form.side} x {form.side} in {next(iter(files)).parent}", file=sys.stderr)
     with tqdm(total=count, unit=" images", disable=None) as bar:

@@ -106,7 +106,7 @@ def describe_leaks(data: ImageData, leaks: list[Leak]) -> list[str]:
 def _name(data: ImageData, leak: Leak) -> str:
     if leak.kind == "patient":
         part, row = leak.places[0]
-        return data.splits[part].patients[row]
+        return data.splits[part].patients[row]  # type: ignore[index]
     return " = ".join(f"{part} {data.splits[part].cases[row]}" for part, row in leak.places)
 
 

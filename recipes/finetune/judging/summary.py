@@ -265,7 +265,7 @@ def _over_seeds(scores: list[Scores | None]) -> dict[str, Any]:
 def _over_layers(found: Sequence[Kernels | None]) -> dict[str, dict[str, Any]]:
     """Per layer what _over_seeds gives."""
     layers: Kernels = next(filter(None, found), {})
-    return {layer: _over_seeds([of_seed and of_seed[layer] for of_seed in found]) for layer in layers}
+    return {layer: _over_seeds([of_seed[layer] if of_seed else None for of_seed in found]) for layer in layers}
 
 
 def _bootstrapped(

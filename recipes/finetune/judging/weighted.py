@@ -49,8 +49,10 @@ def f1(positive: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> np.n
 def calibration_error(outcomes: np.ndarray, confidence: np.ndarray, bins: int, weights: np.ndarray) -> np.ndarray:
     """How far the share of outcomes is from the confidence, (N,) and (N,), on average over equal bins of it."""
     bin_of = np.searchsorted(np.linspace(0, 1, bins + 1), confidence, side="right")
-    gaps = [mean(np.where(bin_of == k, outcomes - confidence, 0), weights) for k in np.unique(bin_of)]
-    return np.abs(gaps).sum(axis=0)
+    apart = outcomes - confidence
+    in_bins = [bin_of == k for k in np.unique(bin_of)]
+    gaps = [np.einsum("n,nb->b", apart[rows], weights[rows], dtype=np.float64) for rows in in_bins]
+    return np.abs(gaps).sum(axis=0) / weights.sum(axis=0, dtype=np.float64)
 
 
 def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, classes: int, weights: np.ndarray) -> np.ndarray:

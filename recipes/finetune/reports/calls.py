@@ -61,7 +61,7 @@ def calibration_section(run: FinishedRun) -> Section | None:
         "tell its cases from the others without an error.\n\n"
         f"{_TEMPERATURES[run.task.multi_label]} (Guo et al., 2017) is fitted on validation, by its log loss, for every "
         "seed, and all logits on test are divided by it: above 1 it says that the model is too sure of itself. It is 1 "
-        "where there is nothing to fit: where validation has one class alone, or no case of it is called wrongly. "
+        "where there is nothing to fit: where all of validation is of one class, or none of it is called wrongly. "
         "Log loss and ECE are told of the probabilities as they are, and scaled. What an arm has ahead as they are and "
         "not once they are scaled, temperature scaling gives the baseline as well."
     )

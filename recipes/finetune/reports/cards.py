@@ -8,11 +8,14 @@ from ..files import write_text
 from ..judging.formatting import epoch_text
 from ..judging.metrics import operating_points, title_of
 from ..runs.finished import FinishedRun
-from ..runs.layout import CARD, WEIGHTS
+from ..runs.layout import CARD, ONNX, PROGRAM, WEIGHTS
+from ..training.arms import COMPACT, arm_of
 from ..training.squeezenet import default_cfgs
 from .rendering import template
+from .smaller import shares_text, sizes_of
 from .style import mean_text, number_text
 
+_PROGRAMS = {PROGRAM: "a program of torch.export", ONNX: "a model for ONNX Runtime"}
 _FITS = {"squash": "squashed into", "pad": "padded with black to", "crop": "cut out of their middle as"}
 
 
@@ -29,6 +32,8 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
     recorded = run.description.get("preprocessing")
     expected = run.versions.get("model") or (config.to_dict() if config else {})
     one = run.options["in_chans"] == 1
+    smaller = arm_of(arm).smaller
+    left = run.weights(seed, arm)[0].parent
     statistics = {name: list(expected.get(name) or ()) for name in ("mean", "std")}
     return {
         "run": run,
@@ -37,6 +42,9 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
         "seeds": len(run.finished_seeds(arm)),
         "weights": f"../fold_0/{arm}/{WEIGHTS}" if run.folds else WEIGHTS,
         "torchvision": bool(config) and config.architecture in default_cfgs,  # timm alone doesn't know it
+        "smaller": smaller and shares_text(sizes_of([left])),
+        "compacted_from": smaller and smaller.way == COMPACT and smaller.needs,
+        "programs": [(name, what) for name, what in _PROGRAMS.items() if (left / name).exists()],
         "fixed_size": f", img_size={recorded['image_size']}" if recorded and config and config.fixed_input_size else "",
         "preparing": preparing_lines(recorded) if recorded else None,
         "prepared": _prepared_text(recorded) if recorded else None,

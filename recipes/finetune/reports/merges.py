@@ -8,6 +8,7 @@ from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.kernels import FIGURES, mean_of_known
 from ..runs.sections import Section
+from ..training.arms import arm_of
 from .figures import pictures
 from .style import number_text, share_text
 
@@ -39,11 +40,13 @@ def merges_section(run: FinishedRun) -> Section:
         totals.append(total)
         sentences.append(norm_sentence(arm, overall))
     text = _TEXT
+    if controls := [arm for arm in run.merging_arms if arm_of(arm).control]:
+        text += f" Of {', '.join(controls)} these would have merged: a change of their size took the place of each."
     if all(1000 * count["merged"] < count["drawn"] for count in totals):
         text += " Fewer than one in a thousand merged: these runs are nearly plain baselines."
     text = "\n\n".join([text, *(sentence for sentence in sentences if sentence)])
-    header = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "displacement")
-    header += (f"norm over {BASELINE}'s", f"effective rank over {BASELINE}'s")
+    counted = ("arm", "layer", "drawn", "merged", "share", "mean cosine", "displacement")
+    header = (*counted, f"norm over {BASELINE}'s", f"rank over {BASELINE}'s")
     return Section("What merging did to the weights", text, header, rows, pictures(run, "merge_rates"))
 
 

@@ -29,6 +29,7 @@ _STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 GREY = "#595959"
 WIDTH = 5.2
+_LETTERS = 80  # small ones, in that width
 # Of arms that share no seed which both finished.
 NO_DIFFERENCE: dict[str, Any] = {"values": []}
 NO_DIFFERENCE |= dict.fromkeys(("mean", "low", "high", "t_low", "t_high", "bootstrap_low", "bootstrap_high"))
@@ -148,6 +149,8 @@ def text_colour(share: float) -> str:
 
 
 def legend(figure: Figure, axes: Axes) -> None:
+    """Above the panels, in as many columns as have room for the longest label."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize="small", frameon=False)
+        columns = max(1, min(3, _LETTERS // (max(map(len, labels)) + 6)))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)

@@ -90,10 +90,11 @@ def sweep_section(run: FinishedRun) -> Section | None:
 
 
 def best_on_validation(run: FinishedRun) -> str:
-    """The arm beside the baseline that has the best mean of the primary metric on validation; the first on ties."""
+    """The arm beside the baseline, but for smaller models, of the best mean on validation; the first on ties."""
     metric = run.summary["rule"]["metric"]
     sign = -1 if METRICS[metric].lower_is_better else 1
-    return max(run.summary["differences"], key=lambda arm: sign * mean_on_validation(run, arm))
+    arms = [arm for arm in run.summary["differences"] if not arm_of(arm).smaller]
+    return max(arms, key=lambda arm: sign * mean_on_validation(run, arm))
 
 
 def mean_on_validation(run: FinishedRun, arm: str) -> float:

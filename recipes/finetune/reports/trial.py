@@ -17,6 +17,7 @@ from ..runs.sections import Section
 from .calls import calibration_section, calls_section
 from .figures import CEILING, at_ceiling, pictures
 from .merges import merges_section
+from .smaller import smaller_section
 from .style import SIGNED, interval_text, mean_text, number_text, range_text
 from .sweep import sweep_section
 from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text, origin_text, plain_sentence
@@ -304,6 +305,7 @@ SECTIONS: list[Callable[[FinishedRun], Section | None]] = [
     _answer,
     _verdict,
     sweep_section,
+    smaller_section,
     _trial,
     _leaks,
     _arms,

@@ -18,6 +18,8 @@ from ..files import is_whole, read_json, sealed, sha256_of, write_csv, write_jso
 from ..judging.metrics import METRICS
 from .layout import CURVES, MERGES, RESULT, TIMING, WEIGHTS, predictions_file
 
+_VOUCHED_FOR = (".csv", ".safetensors", ".pt2", ".onnx")
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -94,7 +96,7 @@ def write_result(folder: Path, weights: dict[str, torch.Tensor] | None, result: 
     folder.mkdir(parents=True, exist_ok=True)
     if weights is not None:
         write_weights(folder / WEIGHTS, weights)
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".csv", ".safetensors"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in _VOUCHED_FOR)
     write_json(folder / RESULT, sealed({**result, "files": {path.name: sha256_of(path) for path in files}}))
 
 

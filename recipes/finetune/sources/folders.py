@@ -105,7 +105,7 @@ def patients_of(cases: list[str], pattern: re.Pattern[str]) -> list[str]:
             f"--patient-regex {pattern.pattern} names no patient in {len(lacking):,} of {len(cases):,} images, such as "
             f"{lacking[0]}: expected its first group to be found in every path"
         )
-    return [match[1] for match in found]
+    return [match[1] for match in found if match]
 
 
 def find_image_files(folder: Path) -> tuple[list[FoundFile], list[str]]:

@@ -1,11 +1,13 @@
 """What data sets add to the options of the recipes; no large library is imported: --help is answered at once."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from ..data.squares import Fit
-from ..options import Options
+from ..options import Options, config_values
 
 HELD_OUT = 0.2
 
@@ -126,3 +128,22 @@ class OwnImagesOptions(PreparedOptions):
     before it, and trained on in the others."""
     allow_twins: bool = False
     """Go on with images or patients that are in test and in another split."""
+
+
+# By --dataset of the recipes that take the data of any other; all others are sets of medmnist2d.py.
+_OF_DATASET: dict[str, type[Options]] = {"chestxray14": ChestXrayOptions, "imagefolder": OwnImagesOptions}
+
+
+def options_of_data(argv: Sequence[str]) -> type[Options]:
+    """The options of the recipe for --dataset, found ahead of the parser because it says which options there are."""
+    given = [value for word, value in pairwise(argv) if word == "--dataset"]
+    given += [word.removeprefix("--dataset=") for word in argv if word.startswith("--dataset=")]
+    name = given[-1] if given else str(config_values(list(argv)).get("dataset", ""))
+    return _OF_DATASET.get(name, DatasetOptions)
+
+
+def with_own_options(own: type, of_data: type[Options]) -> type[Options]:
+    """The options of the recipe for some data, and those that another recipe adds to them."""
+    kind = make_dataclass(own.__name__, [], bases=(own, of_data), kw_only=True)
+    kind.__doc__ = own.__doc__
+    return kind

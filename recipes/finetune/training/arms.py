@@ -15,14 +15,20 @@ from inmerge_optim import InMergeOptimizer
 from inmerge_optim.settings import Criterion, parse_threshold
 
 from ..errors import InputError, check_names
-from ..options import BASELINE, Options, check_options
+from ..options import BASELINE, Options, SomeOptions, check_options
+from ..runs.layout import BACKBONE
 from .averages import Average
 from .controls import Control, ControlOptimizer
 
 SETTINGS = ("skip_layers", "merge_prob", "merge_weight", "similarity_threshold")  # of merging
+ROUNDS = "merge_rounds"
 TRAINING = ("weight_decay", "smoothing")  # that any arm may have for its own
-_OWN = (*SETTINGS, *TRAINING)
+_OWN = (*SETTINGS, ROUNDS, *TRAINING)
 _AT, _COMMA, _IS = "@", ",", "="  # of an arm's name that tells its settings
+COMPACT = "compact"
+# How an arm's model is made smaller: by what a merging arm has made equal; or, to the size that this gave, by pruning
+# the backbone's channels of the smallest norms, or random ones, or by making those equal that k-means puts together.
+WAYS = (COMPACT, "l1-pruned", "l2-pruned", "random-pruned", "kmeans")
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,11 @@ class Arm:
     Attributes:
         criterion: which pairs are merged after each step; None: nothing is merged.
         average: the average of weights over training that is evaluated and kept; None: the weights as trained.
-        settings: of SETTINGS and TRAINING those that the arm has for its own, in place of the options'; so a sweep is
-            one trial.
+        settings: of SETTINGS, ROUNDS and TRAINING those that the arm has for its own, in place of the options'; so a
+            sweep is one trial.
         rounds: whether it also merges without a step after each epoch, before it is evaluated.
         control: what stands in for each merge, see controls.py.
+        smaller: how its model is made smaller before its first epoch; None: it isn't.
     """
 
     criterion: Criterion | None = None
@@ -43,15 +50,33 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     rounds: bool = False
     control: Control | None = None
+    smaller: "Reduction | None" = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.settings) - set(_OWN))
         if unknown:
             raise ValueError(f"an arm can't set {unknown[0]} for itself: expected any of {', '.join(_OWN)}")
+        if ROUNDS in self.settings and not self.rounds:
+            raise ValueError(f"an arm that makes no rounds has no use for {ROUNDS}: leave it out")
         unused = [name for name in self.settings if name in SETTINGS]
         unused += [name for name in ("rounds", "control") if getattr(self, name)]
         if unused and self.criterion is None:
             raise ValueError(f"an arm that merges nothing has no use for {', '.join(unused)}: leave it out")
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How an arm's model is made smaller.
+
+    Attributes:
+        way: one of WAYS.
+        merging: how the arm merges whose kernels are taken out, or whose size is aimed at.
+        needs: the arm that must be finished before: that one, or the one that was made smaller by it.
+    """
+
+    way: str
+    merging: Arm
+    needs: str
 
 
 ARMS = {
@@ -75,6 +100,9 @@ ARMS = {
 
 def arm_of(name: str) -> Arm:
     """The arm of that name; an InputError for one that there is not."""
+    way = _way_of(name)
+    if way:
+        return _smaller_arm(name, way)
     base, at, settings = name.partition(_AT)
     check_names("--arms", "arm", [base], ARMS)
     if not at:
@@ -91,8 +119,58 @@ def arm_of(name: str) -> Arm:
     return arm
 
 
+def _way_of(name: str) -> str | None:
+    """How the arm of that name is made smaller, as "compact" of inmerge-compact@similarity_threshold=0.2."""
+    base = name.partition(_AT)[0]
+    return next((way for way in WAYS if base not in ARMS and base.endswith(f"-{way}")), None)
+
+
+def _smaller_arm(name: str, way: str) -> Arm:
+    base, at, settings = name.partition(_AT)
+    source = base.removesuffix(f"-{way}") + at + settings
+    merging = arm_of(source)
+    if merging.criterion is None:
+        raise InputError(f"--arms {name} can't be used: {source} merges nothing, so that nothing is equal in it")
+    if merging.control:
+        raise InputError(f"--arms {name} can't be used: {source} is a control of merging, which makes nothing equal")
+    settings = {name: value for name, value in merging.settings.items() if name in TRAINING}
+    reduction = Reduction(way, merging, source if way == COMPACT else smaller_name(source, COMPACT))
+    return Arm(settings=settings, smaller=reduction)
+
+
+def smaller_name(source: str, way: str) -> str:
+    """The name of the arm that is made smaller in some way by, or to the size of, a merging arm."""
+    base, at, settings = source.partition(_AT)
+    return f"{base}-{way}{at}{settings}"
+
+
+def with_compacted_arms(options: SomeOptions) -> SomeOptions:
+    """The options with the arms that --compact stands for, each behind the merging arm whose model it makes smaller."""
+    if not options.compact:
+        return options
+    arms: list[str] = []
+    for name in options.arms:
+        arms.append(name)
+        arm = arm_of(name)
+        if arm.criterion and not arm.control and smaller_name(name, COMPACT) not in options.arms:
+            arms.append(smaller_name(name, COMPACT))
+    return replace(options, arms=tuple(arms))
+
+
+def is_compacted(arm: str) -> bool:
+    """Whether an arm's model is what merging left of that of another, without training."""
+    smaller = arm_of(arm).smaller
+    return smaller is not None and smaller.way == COMPACT
+
+
+def needed_stage(arm: str) -> str:
+    """The stage that must be done before an arm's begins: the backbone, or that of another arm."""
+    smaller = arm_of(arm).smaller
+    return smaller.needs if smaller else BACKBONE
+
+
 def arm_name(base: str, settings: Mapping[str, Any]) -> str:
-    """The name of an arm with settings of its own, in the order of SETTINGS and TRAINING."""
+    """The name of an arm with settings of its own, in the order of SETTINGS, ROUNDS and TRAINING."""
     words = _COMMA.join(f"{name}{_IS}{settings[name]}" for name in _OWN if name in settings)
     return f"{base}{_AT}{words}" if words else base
 
@@ -107,6 +185,10 @@ def _own_settings(words: str) -> Iterator[tuple[str, Any]]:
 
 def setting_of(name: str, text: str) -> int | float | str:
     """An arm's setting from its text: a number, or for thresholds a text as "4sd"; a ValueError where it is neither."""
+    if name == ROUNDS:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"{name} is {text!r}, but it must be an int from 1")
+        return int(text)
     for kind in (int, float):
         try:
             value = kind(text)
@@ -136,6 +218,19 @@ def check_arms(options: Options) -> None:
         raise InputError(
             f"--merge-rounds has no effect on --arms {' '.join(names)}: add validation-rounds, or leave it out"
         )
+    _check_smaller_arms(options)
+
+
+def _check_smaller_arms(options: Options) -> None:
+    names = options.arms
+    if options.compact and not merging_arms(options):
+        raise InputError(f"--compact has no effect on --arms {' '.join(names)}, which don't merge: leave it out")
+    for place, name in enumerate(names):
+        if arm_of(name).smaller and not options.compact:
+            raise InputError(f"--arms {name} needs --compact, by which merging makes channels equal: add it")
+        needed = needed_stage(name)
+        if needed not in (BACKBONE, *names[:place]):
+            raise InputError(f"--arms {name} is made from what {needed} leaves: name that one before it")
 
 
 def _check_own_options(name: str, options: Options) -> None:
@@ -162,11 +257,17 @@ def merge_settings(arm: Arm, options: Options) -> dict[str, Any]:
     return {name: arm.settings.get(name, getattr(options, name)) for name in SETTINGS}
 
 
+def rounds_after_epoch(arm: Arm, options: Options, val_images: int) -> int:
+    """How often an arm merges without a step after each epoch."""
+    return arm.settings.get(ROUNDS, options.merge_rounds or val_images) if arm.rounds else 0
+
+
 def wrap_optimizer(arm: Arm, optimizer: Optimizer, model: nn.Module, options: Options, seed: int) -> Optimizer:
     """The optimizer that an arm trains with; a merging one is wrapped before accelerate prepares it."""
     if arm.criterion is None:
         return optimizer
     settings = merge_settings(arm, options) | {"criterion": arm.criterion, "seed": seed}
+    settings["merge_channels"] = options.compact
     try:
         if arm.control:
             return ControlOptimizer(optimizer, model, arm.control, **settings)

@@ -34,5 +34,6 @@ def recalibrate_batch_norm(accelerator: Accelerator, model: nn.Module, inputs: I
     update_bn(inputs, model)
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            module.running_mean.copy_(accelerator.reduce(module.running_mean, reduction="mean"))
-            module.running_var.copy_(accelerator.reduce(module.running_var, reduction="mean"))
+            for statistic in (module.running_mean, module.running_var):
+                if statistic is not None:
+                    statistic.copy_(accelerator.reduce(statistic, reduction="mean"))

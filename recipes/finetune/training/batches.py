@@ -106,7 +106,7 @@ def model_input(
     return (images.float() / 255 - mean).div_(std)
 
 
-def channel_statistics(model_config: dict[str, Any], channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+def channel_statistics(model_config: Any, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation that the weights expect, (C, 1, 1); one channel gets the mean of the three."""
     mean, std = np.array(model_config["mean"]), np.array(model_config["std"])
     if channels == 1:

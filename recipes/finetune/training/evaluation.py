@@ -41,7 +41,7 @@ def use_evaluated_weights(session: Session) -> None:
     accelerator, train = session.accelerator, session.loaders["train"]
     if session.average is not None:
         session.bare_model.load_state_dict(session.average.module.state_dict())
-    if session.options.recalibrate_bn:
+    if session.recalibrates:
         # Dropout ahead of a batch norm draws.
         seed_globals(session.stage.seed, "batch norm", 0, accelerator.process_index)
         train.set_epoch(0)
@@ -51,7 +51,7 @@ def use_evaluated_weights(session: Session) -> None:
 @contextmanager
 def trained_weights_put_back(session: Session) -> Iterator[None]:
     """Training goes on from its own weights and statistics, whatever was evaluated meanwhile."""
-    if session.average is None and not session.options.recalibrate_bn:
+    if session.average is None and not session.recalibrates:
         yield
         return
     model = session.bare_model

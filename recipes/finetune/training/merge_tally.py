@@ -66,7 +66,7 @@ class FirstMerge:
     """
 
     def __init__(self, model: nn.Module, optimizer: InMergeOptimizer, watched: list[KernelLayer]) -> None:
-        self._modules = layer_modules(model, watched)
+        self._modules: dict[str, Any] = layer_modules(model, watched)
         self._before: dict[str, Tensor] = {}
         self._moved: dict[str, Tensor] = {}
         optimizer.base_optimizer.register_step_post_hook(self._keep)
@@ -79,12 +79,15 @@ class FirstMerge:
 
     def _keep(self, *_: Any) -> None:
         if not self._moved:
-            self._before = {layer: module.weight.detach().clone() for layer, module in self._modules.items()}
+            self._before = {
+                layer: module.get_parameter("weight").detach().clone() for layer, module in self._modules.items()
+            }
 
     def _measure(self, *_: Any) -> None:
         before, self._before = self._before, {}
         for layer, weight in before.items():
-            self._moved[layer] = _norm(self._modules[layer].weight.detach() - weight) / _norm(weight)
+            now = self._modules[layer].get_parameter("weight").detach()
+            self._moved[layer] = _norm(now - weight) / _norm(weight)
 
 
 def _norm(weight: Tensor) -> Tensor:
@@ -105,7 +108,9 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
     arms = [arm] if arm.criterion else merging_arms(options)
     layers: dict[str, KernelLayer] = {}
     for skip in {merge_settings(other, options)["skip_layers"] for other in arms}:
-        layers |= {layer.name: layer for layer in kernel_layers(model, skip) if layer.selected}
+        layers |= {
+            layer.name: layer for layer in kernel_layers(model, skip, merge_channels=options.compact) if layer.selected
+        }
     return sorted(layers.values(), key=lambda layer: layer.index)
 
 

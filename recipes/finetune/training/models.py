@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from inmerge_optim.compaction import is_compacted, load_compacted
 from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
 
 from ..data.images import ImageData
@@ -61,10 +62,15 @@ def create_model(options: Options, data: Learnt, pretrained: bool) -> nn.Module:
 
 
 def load_model(options: Options, data: Learnt, weights: Path) -> nn.Module:
-    """The model as a stage has left it, from the weights in its folder."""
+    """The model as a stage has left it, made smaller or not, from the weights in its folder."""
     model = create_model(options, data, pretrained=False)
-    model.load_state_dict(load_file(weights))
-    return model
+    if not is_compacted(weights):
+        model.load_state_dict(load_file(weights))
+        return model
+    try:
+        return load_compacted(weights, model)
+    except (CheckpointError, ImportError) as error:
+        raise InputError(f"{weights} can't be loaded ({first_line(error)})") from error
 
 
 def origin_of(model: nn.Module, options: Options) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from ..files import read_json
 from ..options import BASELINE, Options
-from ..runs.layout import BACKBONE, CURVES, RESULT, WEIGHTS, stage_folder
-from .arms import Arm, arm_of
+from ..runs.layout import BACKBONE, CURVES, LAST_WEIGHTS, RESULT, WEIGHTS, stage_folder
+from .arms import COMPACT, Arm, arm_of, needed_stage
 from .optim import last_rate
 
 
@@ -23,6 +23,7 @@ class Stage:
         keeps_best: whether it keeps its best epoch on validation, as arms do; else it hands its last one on.
         fold: of cross-validation, which fold it tests.
         start: the weights it starts from; None: a new model, pretrained if the options say so.
+        size_of: the folder of the stage to whose size its model is made smaller, if it is and the arm doesn't say.
     """
 
     kind: Literal["backbone", "arm"]
@@ -34,6 +35,12 @@ class Stage:
     keeps_best: bool
     fold: int | None = None
     start: Path | None = None
+    size_of: Path | None = None
+
+    @property
+    def needs(self) -> list[Path]:
+        """The folders of the stages that it can't do without."""
+        return [folder for folder in (self.start and self.start.parent, self.size_of) if folder]
 
     @property
     def title(self) -> str:
@@ -55,7 +62,11 @@ def arm_stage(options: Options, run: Path, seed: int, arm: str, fold: int | None
         lr = _rate_of_start(options, backbone)
     else:
         lr = last_rate(options)
-    return Stage("arm", arm_of(arm), seed, options.inmerge_epochs, lr, folder, True, fold, backbone / WEIGHTS)
+    found, needed = arm_of(arm), stage_folder(run, seed, needed_stage(arm), fold)
+    if found.smaller and found.smaller.way == COMPACT:  # trained already: what its arm has merged longest
+        return Stage("arm", found, seed, 0, lr, folder, True, fold, needed / LAST_WEIGHTS)
+    size_of = needed if found.smaller else None
+    return Stage("arm", found, seed, options.inmerge_epochs, lr, folder, True, fold, backbone / WEIGHTS, size_of)
 
 
 def _rate_of_start(options: Options, backbone: Path) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 from inmerge_optim.selection import check_skip_layers
 from inmerge_optim.settings import check_setting
 
-from ..errors import InputError, near_names
+from ..errors import InputError, check_names, near_names
 from ..options import BASELINE, Options
-from .arms import SETTINGS, arm_name, setting_of
+from .arms import COMPACT, ROUNDS, SETTINGS, WAYS, arm_name, setting_of, smaller_name
 
 THRESHOLD = "similarity_threshold"
 DISSIMILAR = "dissimilar"  # a value of the threshold: the control that merges the pairs that are not above it
@@ -86,6 +86,27 @@ def sweep_arms(sweeps: Sequence[Sweep], options: Options, crossed: bool) -> tupl
     if len(arms) > _MOST_POINTS:
         raise InputError(f"--sweep has {len(arms):,} points: choose {_MOST_POINTS:,} at most")
     return (BASELINE, *arms)
+
+
+def compaction_arms(thresholds: Sequence[str], rounds: Sequence[int], ways: Sequence[str]) -> tuple[str, ...]:
+    """The baseline, and per threshold and number of rounds a merging arm, its smaller model, and others of its size.
+
+    Of the rounds a single number is no part of their names: it is that of the options.
+    """
+    check_names("--ways", "way", ways, WAYS[1:])
+    [(_, values)] = read_sweeps([f"{THRESHOLD}={','.join(thresholds)}"])
+    arms = [BASELINE]
+    for value, count in product(values, rounds):
+        if value == DISSIMILAR:
+            raise InputError(f"--thresholds {DISSIMILAR} makes nothing equal: give numbers, or such as 4sd")
+        if count < 0:
+            raise InputError(f"--rounds {count} can't be made: give numbers from 0")
+        rounds_of_arm = {ROUNDS: count} if count and len(rounds) > 1 else {}
+        merging = arm_name("validation-rounds" if count else "inmerge", {THRESHOLD: value} | rounds_of_arm)
+        arms += [merging, *(smaller_name(merging, way) for way in (COMPACT, *ways))]
+    if len(arms) < 2 or len(set(arms)) < len(arms):
+        raise InputError("--thresholds, --rounds and --ways need values, each once: a repeated run adds no evidence")
+    return tuple(arms)
 
 
 def _arm(point: Mapping[str, Any], options: Options) -> str:

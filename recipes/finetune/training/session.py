@@ -13,12 +13,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from inmerge_optim.compaction import CompactionReport
+
 from ..data import tasks
 from ..data.images import ImageData
 from ..options import Options
-from .arms import own_options, wrap_optimizer
+from .arms import COMPACT, own_options, wrap_optimizer
 from .augment import Draws, augment, draw_augmentations
-from .averages import create_average
+from .averages import create_average, has_batch_norm
 from .batches import (
     channel_statistics,
     crop,
@@ -34,6 +36,7 @@ from .models import create_model, load_model, use_grad_checkpointing
 from .optim import create_optimizer, create_schedule
 from .plan import Stage
 from .randomness import seed_globals
+from .smaller import make_smaller
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Session:
         average: holds the weights to evaluate, where these are an average.
         as_input: from a batch to what the model takes; for training with the views of its epoch.
         loss: from logits and labels.
+        smaller: what was taken out of the model, if anything.
     """
 
     accelerator: Accelerator
@@ -62,6 +66,13 @@ class Session:
     average: ModelEmaV3 | AveragedModel | None
     as_input: Callable[..., torch.Tensor]
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    smaller: CompactionReport | None
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether batch norm's statistics are estimated anew before evaluations, as also where blending made them."""
+        blended = self.stage.arm.smaller is not None and self.stage.arm.smaller.way == COMPACT
+        return self.options.recalibrate_bn or (blended and has_batch_norm(self.bare_model))
 
     @property
     def bare_model(self) -> nn.Module:
@@ -77,6 +88,11 @@ def prepare_session(accelerator: Accelerator, options: Options, data: ImageData,
         model = create_model(options, data, pretrained=options.pretrained)
     else:
         model = load_model(options, data, stage.start)
+    smaller = None
+    if stage.arm.smaller:
+        model, smaller = make_smaller(
+            model, options, data, stage.seed, stage.arm.smaller, stage.size_of, accelerator.device
+        )
     if options.grad_checkpointing:
         use_grad_checkpointing(model, options.model)
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -109,6 +125,7 @@ def prepare_session(accelerator: Accelerator, options: Options, data: ImageData,
         average,
         as_input=partial(_as_input, mean=mean, std=std, size=data.size, memory_format=memory_format),
         loss=partial(tasks.loss, data.task, weights=weights, smoothing=options.smoothing),
+        smaller=smaller,
     )
 
 

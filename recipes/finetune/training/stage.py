@@ -13,16 +13,21 @@ from safetensors.torch import load_file
 from timm.utils import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 
+from inmerge_optim.compaction import CompactionReport
+
 from ..data.images import ImageData
 from ..errors import Diverged
+from ..files import write_weights
+from ..judging.formatting import percent
 from ..judging.metrics import METRICS
 from ..options import Options
-from ..runs.layout import STATE, last_part
+from ..runs.layout import LAST_WEIGHTS, STATE, last_part
 from ..runs.results import Progress, read_result, write_curves, write_predictions, write_result
-from .arms import merge_settings
+from .arms import merge_settings, rounds_after_epoch
 from .checkpoints import best_weights, load_checkpoint, save_checkpoint
 from .epoch import train_epoch
 from .evaluation import evaluate, trained_weights_put_back, use_evaluated_weights
+from .leaving import write_smaller
 from .merge_tally import total_merges
 from .optim import follow_plateau
 from .plan import Stage
@@ -39,9 +44,10 @@ def run_stage(accelerator: Accelerator, options: Options, data: ImageData, stage
         if accelerator.is_main_process:  # a run that was killed right after the result has left it
             shutil.rmtree(stage.folder / STATE, ignore_errors=True)
         return
-    if stage.start is not None and "diverged" in read_result(accelerator, stage.start.parent):
-        _record_divergence(accelerator, stage, 0, "its backbone diverged")
-        return
+    for needed in stage.needs:
+        if "diverged" in read_result(accelerator, needed):
+            _record_divergence(accelerator, stage, 0, f"its {needed.name} diverged")
+            return
     session = prepare_session(accelerator, options, data, stage)
     progress = load_checkpoint(accelerator, stage.folder / STATE) or Progress()
     try:
@@ -95,7 +101,7 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
         weights = None
         if new_best and stage.keeps_best:
             weights = {name: value.clone() for name, value in accelerator.get_state_dict(session.model).items()}
-    accelerator.print(f"{title}: {_line(loss, scores)}")
+    accelerator.print(f"{title}: loss {loss:.4f}, {_line(scores)}")
     log_epoch(accelerator, epoch + 1, lr, loss, scores, merges)
     after = Progress(
         epochs=epoch + 1,
@@ -136,8 +142,9 @@ def _merge_without_steps(session: Session) -> None:
 
     In a cooldown, whose probability is 0, they merge nothing.
     """
-    if session.stage.arm.rounds:
-        session.wrapped.merge(rounds=session.options.merge_rounds or len(session.data.val))
+    rounds = rounds_after_epoch(session.stage.arm, session.options, len(session.data.val))
+    if rounds:
+        session.wrapped.merge(rounds=rounds)
 
 
 def _ema_update(session: Session, epoch: int) -> Callable[[], None] | None:
@@ -149,9 +156,14 @@ def _ema_update(session: Session, epoch: int) -> Callable[[], None] | None:
     return lambda: session.average.update(model, step=next(steps))
 
 
-def _line(loss: float, scores: dict[str, float | None]) -> str:
+def _line(scores: dict[str, float | None]) -> str:
     figures = (f"{name} {scores[name]:.4f}" for name in ("accuracy", "auroc") if scores[name] is not None)
-    return ", ".join([f"loss {loss:.4f}", *(f"val {figure}" for figure in figures)])
+    return ", ".join(f"val {figure}" for figure in figures)
+
+
+def _left(report: CompactionReport) -> str:
+    macs, parameters = (after / before for before, after in (report.macs, report.parameters))
+    return f"{percent(macs, 1)} of the multiplications and {percent(parameters, 1)} of the parameters left"
 
 
 def _finish(session: Session, progress: Progress) -> None:
@@ -160,6 +172,10 @@ def _finish(session: Session, progress: Progress) -> None:
     parts = ("val", "test") if stage.kind == "arm" else ("val",)
     use_evaluated_weights(session)
     kept = last = evaluate(session, parts)
+    if session.options.compact and stage.arm.criterion:
+        weights = accelerator.get_state_dict(session.model)
+        if accelerator.is_main_process:
+            write_weights(stage.folder / LAST_WEIGHTS, weights)
     epoch = progress.epochs
     state = stage.folder / STATE
     if stage.keeps_best and progress.best_epoch < epoch:
@@ -180,6 +196,9 @@ def _finish(session: Session, progress: Progress) -> None:
         if stage.fold is not None and stage.kind == "arm":  # those of all folds are scored together
             for part, probabilities in last.probabilities.items():
                 write_predictions(stage.folder, last_part(part), data.task, data.splits[part], probabilities)
-        write_result(stage.folder, weights, result)
+        if session.smaller:
+            write_smaller(session)
+            accelerator.print(f"{stage.title}: {_left(session.smaller)}, {_line(kept.scores['val'])}")
+        write_result(stage.folder, None if session.smaller else weights, result)
         shutil.rmtree(state, ignore_errors=True)
     accelerator.wait_for_everyone()

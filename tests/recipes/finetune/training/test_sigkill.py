@@ -24,6 +24,15 @@ MOMENTS = {
     "at the end of a stage": ("training.stage", "write_result", 1),
     "between two stages": ("training.stage", "write_result", 2),
 }
+THREE_MOMENTS = ["in a checkpoint's write", "in an evaluation", "between two stages"]
+COMPACT = ["--compact", "--final-rounds", "50"]
+# Of a run that makes smaller models as well, with merge_channels on in its merging arm.
+SMALLER_MOMENTS = {
+    "in an epoch that merges channels": ("training.stage", "train_epoch", 6),
+    "while channels are taken out": ("training.smaller", "compact", 1),
+    "while the smaller model is exported": ("training.leaving", "_write_program", 1),
+    "at the end of its stage": ("training.leaving", "_latencies", 1),
+}
 
 
 def launch(processes: int, script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -37,22 +46,31 @@ def launch(processes: int, script: Path, *arguments: object) -> subprocess.Compl
 
 
 @pytest.mark.parametrize(
-    ("processes", "workers", "moments"),
+    ("processes", "workers", "moments", "options"),
     [
-        pytest.param(1, 0, ["in a checkpoint's write", "in an evaluation", "between two stages"], id="three moments"),
-        pytest.param(1, 0, [*MOMENTS] * 2, id="ten moments", marks=pytest.mark.slow),
-        pytest.param(2, 2, [*MOMENTS] * 2, id="ten moments, two with loader workers", marks=pytest.mark.slow),
+        pytest.param(1, 0, THREE_MOMENTS, [], id="three moments"),
+        pytest.param(1, 0, [*MOMENTS] * 2, [], id="ten moments", marks=pytest.mark.slow),
+        pytest.param(2, 2, [*MOMENTS] * 2, [], id="ten moments, two with loader workers", marks=pytest.mark.slow),
+        pytest.param(1, 0, [*SMALLER_MOMENTS], COMPACT, id="smaller models", marks=pytest.mark.slow),
+        pytest.param(2, 0, [*SMALLER_MOMENTS], COMPACT, id="smaller models, two processes", marks=pytest.mark.slow),
     ],
 )
 def test_a_run_killed_at_random_moments_ends_as_one_that_was_never_killed(
-    processes: int, workers: int, moments: list[str], tmp_path: Path, record_property: Callable[[str, object], None]
+    processes: int,
+    workers: int,
+    moments: list[str],
+    options: list[str],
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    arguments, run = [*SETTINGS, "--workers", workers, "--output"], tmp_path / "killed"
+    if options:
+        pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (extra compact)")
+    arguments, run = [*SETTINGS, *options, "--workers", workers, "--output"], tmp_path / "killed"
     whole = launch(processes, RECIPES / "medmnist2d.py", *arguments, tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     chance, log = random.Random(0), [f"{processes} process(es), {workers} loader workers"]
     for moment in moments:
-        module, function, call = MOMENTS[moment]
+        module, function, call = (MOMENTS | SMALLER_MOMENTS)[moment]
         seconds = round(chance.uniform(0, 0.1), 3)
         killed = launch(processes, KILLED, "medmnist2d", module, function, call, seconds, *arguments, run, "--resume")
         assert killed.returncode != 0, f"the run ended before it could be killed {moment}"
