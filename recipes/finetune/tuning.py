@@ -12,7 +12,7 @@ from .options import BASELINE, Options
 from .reports.sweep import best_on_validation, mean_on_validation
 from .runs.finished import FinishedRun
 from .runs.sections import Section
-from .training.arms import Arm, arm_of, is_compacted
+from .training.arms import COMPACT, Arm, arm_of, smaller_name
 from .trial import AddSections, check_trial
 
 _TUNING = "-tuning"  # ends the name of the run folder of the grid, beside that of the trial
@@ -30,7 +30,7 @@ def run_tuned(trial: Trial) -> None:
     run_on_engine(replace(trial, options=_grid(options, arm_of(base), folder), name=folder.name))
     best = best_on_validation(FinishedRun(folder))
     print(f"\n{best} is the best of --tune on validation: it takes the place of {base}")
-    arms = tuple(best if arm == base else arm for arm in options.arms if not is_compacted(arm))  # Trial adds them anew
+    arms = tuple(best if arm == base else arm for arm in options.arms if arm != smaller_name(base, COMPACT))
     sections = partial(_with_tuning, folder=folder, add_sections=trial.add_sections)
     run_on_engine(replace(trial, options=replace(options, arms=arms), add_sections=sections))
 
