@@ -33,7 +33,7 @@ def seconds_of(arguments: list[str]) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     commands = IMPORTS | {f"recipes/{name}.py --help": [str(RECIPES / f"{name}.py"), "--help"] for name in HELP}
     times: dict[str, list[float]] = {name: [] for name in commands}
