@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,4 +209,14 @@ def test_bad_input_is_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_that_torch_pruning_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(*DIGITS, "--output", tmp_path / "run", "--compact")
+    assert 'pip install "inmerge_optim[compact]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
