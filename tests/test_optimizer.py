@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize, prune
 
 from inmerge_optim import InMergeOptimizer, NoMergeWarning, merge_kernels_
-from inmerge_optim.optimizer import _generator
+from inmerge_optim.optimizer import _generator, _is_zero
 
 MERGE_ALL = {"merge_prob": 1.0, "similarity_threshold": -1.0}
 
@@ -372,11 +372,23 @@ def test_layers_say_what_is_bound():
     assert (layers["0"].selected, layers["0"].reason) == (False, "shallow")
     assert (layers["3"].selected, layers["3"].reason) == (True, "frozen")
     assert (layers["5"].selected, layers["5"].reason) == (False, "not in the optimizer")
-    assert "merging 2 of 3 layers" in repr(wrap(small_cnn()))
 
 
-@pytest.mark.parametrize(("threshold", "told"), [(0.99, "of 0.99:"), ("6sd", "of '6sd':")])
-def test_one_warning_when_next_to_nothing_merges(threshold, told):
+@pytest.mark.parametrize(("merge_channels", "told"), [(False, ""), (True, "merge_channels=True, ")])
+def test_the_repr_has_the_settings_and_how_many_layers_are_merged(merge_channels, told):
+    settings = {"merge_prob": 0.5, "similarity_threshold": "4sd", "names": ["3", "5"]}
+    optimizer = wrap(small_cnn(), merge_channels=merge_channels, **settings)
+    assert repr(optimizer).startswith(
+        "InMergeOptimizer(merge_prob=0.5, merge_weight=0.8, similarity_threshold='4sd', criterion='similar', seed=0, "
+        f"every=1, merge_start=0, merge_stop=None, {told}merging 2 of 3 layers, base_optimizer="
+        f"{type(optimizer.base_optimizer).__name__} ("
+    )
+
+
+@pytest.fixture(scope="module", params=[(0.99, "of 0.99:"), ("6sd", "of '6sd':")], ids=str)
+def told_of_no_merges(request):
+    """The warnings of eight steps that merge nothing, and how they name the threshold."""
+    threshold, told = request.param
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3000, 3), nn.BatchNorm2d(3000))
     optimizer = wrap(model, merge_prob=1.0, similarity_threshold=threshold)
     with warnings.catch_warnings(record=True) as caught:
@@ -384,11 +396,37 @@ def test_one_warning_when_next_to_nothing_merges(threshold, told):
         for _ in range(8):
             model(torch.randn(1, 1, 6, 6)).square().sum().backward()
             optimizer.step()
-    messages = [warning for warning in caught if warning.category is NoMergeWarning]
-    assert len(messages) == 1
-    assert "0 of the first 12000 drawn pairs" in str(messages[0].message)
-    assert told in str(messages[0].message)
-    assert messages[0].filename == __file__
+    return [warning for warning in caught if warning.category is NoMergeWarning], told
+
+
+def test_one_warning_when_next_to_nothing_merges(told_of_no_merges):
+    warned, told = told_of_no_merges
+    assert [str(warning.message) for warning in warned] == [
+        f"0 of the first 12000 drawn pairs of kernels were merged at a similarity_threshold {told} so far this run is "
+        "nearly a plain baseline; a lower threshold, one that fits each layer ('4sd', 'q0.9') or a model with "
+        "pretrained weights merges more"
+    ]
+
+
+def test_that_warning_names_the_line_of_the_user(told_of_no_merges):
+    assert told_of_no_merges[0][0].filename == __file__
+
+
+@pytest.mark.parametrize(("merged", "warned"), [(9, 1), (10, 0)])
+def test_one_pair_in_a_thousand_is_enough_not_to_be_warned(merged, warned):
+    optimizer = wrap(small_cnn())
+    optimizer._drawn = {1: 10_000}
+    optimizer._tallies.on(torch.device("cpu"))[1, 0] = merged
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer._warn_if_nothing_merges()
+        optimizer._warn_if_nothing_merges()
+    assert len(caught) == warned
+
+
+def test_a_learning_rate_on_a_device_is_not_read():
+    assert _is_zero(torch.tensor(0.0))
+    assert not _is_zero(torch.empty((), device="meta"))
 
 
 def test_no_warning_where_kernels_merge():

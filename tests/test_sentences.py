@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -49,6 +50,24 @@ def flattened(replace):
     optimizer = wrapped(network())
     optimizer.param_groups[0]["params"] = replace(optimizer.param_groups[0]["params"])
     return optimizer
+
+
+def flattened_matrix():
+    """The same of a fully connected layer, whose weight has two dimensions, in a group of its own."""
+    model = network()
+    groups = [{"params": [model.head.weight]}, {"params": [model.head.bias]}]
+    settings = {"names": ["head"], "layer_types": (nn.Linear,)}
+    optimizer = wrapped(model, torch.optim.SGD(groups, lr=0.1), **settings)
+    optimizer.param_groups[0]["params"] = [nn.Parameter(model.head.weight.detach().flatten())]
+    return optimizer
+
+
+def whole_channels():
+    """A step where FSDP2 has sharded the weights alone."""
+    model = network()
+    optimizer = wrapped(model, merge_channels=True)
+    with mock.patch("inmerge_optim.binding.is_sharded", lambda tensor: tensor.dim() > 1):
+        optimizer.step()
 
 
 def prepared_base():
@@ -168,6 +187,18 @@ REFUSALS = {
         "the weight of deep had shape (8, 8, 3, 3) when the optimizer was wrapped, but its place among the parameters "
         "now holds one of shape (1140,): the parameters were flattened or replaced (DeepSpeed ZeRO, FSDP1), "
         f"{GONE}",
+    ),
+    "whole channels of a sharded weight": (
+        whole_channels,
+        RuntimeError,
+        "the weight of deep is sharded and what else its channels have is not, so that merge_channels can't reach it: "
+        "let FSDP2 reshard after the backward pass",
+    ),
+    "a flattened matrix": (
+        lambda: flattened_matrix().step(),
+        RuntimeError,
+        "the weight of head had shape (4, 8) when the optimizer was wrapped, but its place among the parameters now "
+        f"holds one of shape (32,): the parameters were flattened or replaced (DeepSpeed ZeRO, FSDP1), {GONE}",
     ),
 }
 

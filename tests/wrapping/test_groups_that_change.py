@@ -165,6 +165,15 @@ def test_what_can_be_known_is_raised_before_the_base_steps(spoil, message):
     assert base.steps == 0
 
 
+def test_a_rank_s_part_of_flattened_parameters_is_known_by_the_number_of_ranks(monkeypatch):
+    optimizer = wrapped(network())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    optimizer.param_groups[0]["params"] = [torch.nn.Parameter(torch.zeros(300))]  # half of deep's 576 and a little
+    with pytest.raises(RuntimeError, match="the weight of deep had shape"):
+        optimizer.step()
+
+
 def test_the_order_in_which_layers_are_bound_does_not_matter():
     early, late = network(), network()
     settings = {"merge_prob": 0.5, "similarity_threshold": -1.0}
