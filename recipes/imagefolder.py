@@ -4,8 +4,6 @@ python recipes/imagefolder.py --data-dir my_images --prepare-only
 accelerate launch recipes/imagefolder.py --data-dir my_images --model resnet18 --seeds 0 1 2
 """
 
-from functools import partial
-
 from finetune.errors import exit_on_input_error
 from finetune.options import parse_options
 from finetune.sources.options import OwnImagesOptions
@@ -18,21 +16,18 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: OwnImagesOptions) -> None:
     # Not before the options are read: --help and mistakes in them are answered at once.
-    from finetune.grid import Trial
+    from finetune.recipe import trial_of
     from finetune.reports.look import look_at
-    from finetune.reports.own_images import own_sections
-    from finetune.sources.imagefolder import check_own_images, find_own_images, load_own_images, name_of
+    from finetune.sources.imagefolder import find_own_images
     from finetune.trial import check_trial
     from finetune.tuning import run_tuned
 
-    check_own_images(options)
+    trial = trial_of(options)
     if options.prepare_only:
         check_trial(options)
         print(look_at(find_own_images(options, allow_missing=True), options.image_size))
         return
-    run_tuned(
-        Trial(options, partial(load_own_images, options), f"{name_of(options)}-{options.model}", False, own_sections)
-    )
+    run_tuned(trial)
 
 
 if __name__ == "__main__":

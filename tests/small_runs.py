@@ -23,8 +23,11 @@ from finetune.runs.settings import write_settings
 QUICK = ["--model", "test_resnet", "--no-pretrained", "--image-size", "16", "--epochs", "2", "--inmerge-epochs", "2"]
 
 
-# The section of a report that differs from run to run, as HTML and as Markdown.
-_TIMES = re.compile(rb"(?s)(<h2>|## )Time per stage\n?.*?(?=</section>|\n## )")
+# What differs in a report from run to run, as HTML and as Markdown: a section, and the times of smaller models.
+_TIMES = re.compile(
+    rb"(?s)(<h2>|## )Time per stage\n?.*?(?=</section>|\n## )|[\d.]+ to [\d.]+, [\d.]+ times"
+    rb"|[\d.]+ times as long for one image, [\d.]+ times for 32"
+)
 
 
 def run_recipe(*arguments: object, recipe: Callable[[list[str]], None] = medmnist2d.main, report: bool = False) -> None:
@@ -91,7 +94,7 @@ def kill_at(patch: pytest.MonkeyPatch, module: object, function: str, call: int)
 def content_of(run: Path) -> dict[str, bytes]:
     """Every file but the configuration, which names the folder, and what tells the time or the date.
 
-    Of the report the section on times is left out.
+    Of the report what tells times is left out.
     """
     other = ("config.yaml", "timing.json", "looks.json")
     files = (path for path in run.rglob("*") if path.is_file() and path.name not in other)

@@ -12,7 +12,7 @@ from .options import BASELINE, Options
 from .reports.sweep import best_on_validation, mean_on_validation
 from .runs.finished import FinishedRun
 from .runs.sections import Section
-from .training.arms import Arm, arm_of, is_compacted
+from .training.arms import COMPACT, Arm, arm_of, smaller_name
 from .trial import AddSections, check_trial
 
 _TUNING = "-tuning"  # ends the name of the run folder of the grid, beside that of the trial
@@ -30,7 +30,7 @@ def run_tuned(trial: Trial) -> None:
     run_on_engine(replace(trial, options=_grid(options, arm_of(base), folder), name=folder.name))
     best = best_on_validation(FinishedRun(folder))
     print(f"\n{best} is the best of --tune on validation: it takes the place of {base}")
-    arms = tuple(best if arm == base else arm for arm in options.arms if not is_compacted(arm))  # Trial adds them anew
+    arms = tuple(best if arm == base else arm for arm in options.arms if arm != smaller_name(base, COMPACT))
     sections = partial(_with_tuning, folder=folder, add_sections=trial.add_sections)
     run_on_engine(replace(trial, options=replace(options, arms=arms), add_sections=sections))
 
@@ -49,9 +49,9 @@ def _tuned_arm(options: Options) -> str:
     if not options.tune or not options.tune_seeds:
         raise InputError("--tune and --tune-seeds, what is tuned and on which seeds, have no effect alone: give both")
     bases = {name.partition("@")[0] for name in options.tune}
-    if len(bases) > 1 or not bases <= set(options.arms):
+    if len(bases) > 1 or not bases <= set(options.arms) - {BASELINE} or set(options.tune) & set(options.arms):
         raise InputError(
-            f"--tune {' '.join(options.tune)} must be settings of one arm, which stands in --arms by its bare name: "
+            f"--tune {' '.join(options.tune)} must be settings of one arm, which --arms has by its bare name alone: "
             "such as --arms baseline weight-decay --tune weight-decay@weight_decay=0.01 weight-decay@weight_decay=0.1"
         )
     shared = set(options.tune_seeds) & set(options.seeds)
@@ -74,6 +74,8 @@ def _grid(options: Options, arm: Arm, folder: Path) -> Options:
         planned_seeds=None,
         merge_rounds=options.merge_rounds if arm.rounds else None,
         cooldown_epochs=options.cooldown_epochs if arm.criterion else 0,
+        compact=options.compact and bool(arm.criterion),
+        final_rounds=options.final_rounds if arm.criterion else None,
         output=folder,
         resume=options.resume or folder.exists(),
     )

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 import torch
 from datasets.table import embed_table_storage
+from finetune.data.tasks import Task
 from finetune.errors import InputError
 from finetune.files import write_csv
+from finetune.judging.temperature import fit_temperatures
 from finetune.options import parse_options
 from finetune.prediction import kept_model, predict_files
 from finetune.reports.look import look_at
@@ -211,7 +213,17 @@ def test_cross_validation_scores_every_case_in_every_seed(folded: Path) -> None:
             curves = [rows_of(folder / "metrics.csv") for folder in stages]
             mean = [np.mean([float(rows[k]["train_loss"]) for rows in curves]) for k in range(2)]
             assert [float(row["train_loss"]) for row in rows_of(together / "metrics.csv")] == pytest.approx(mean)
+        val = read_predictions(folded / f"seed_{seed}/inmerge", "val")
+        temperature = summary["temperatures"]["inmerge"]["all classes"]["values"][place]
+        task = Task("binary", ("cat", "dog"))
+        assert [temperature] == fit_temperatures(task, val.labels, val.probabilities).tolist()
         merged = [rows_of(folded / f"seed_{seed}/fold_{k}/inmerge/merges.csv") for k in range(3)]
+        of_folds = [[float(row["displacement"]) for row in rows] for rows in merged]
+        for layer, figures in summary["kernels"]["inmerge"].items():
+            own = [float(row["displacement"]) for rows in merged for row in rows if row["layer"] == layer]
+            assert figures["displacement"]["values"][place] == pytest.approx(np.mean(own))
+        joined = [float(row["displacement"]) for row in rows_of(folded / f"seed_{seed}/inmerge/merges.csv")]
+        assert joined == pytest.approx(np.mean(of_folds, axis=0))
         total = sum(int(row["merged"]) for rows in merged for row in rows)
         assert total == sum(int(row["merged"]) for row in rows_of(folded / f"seed_{seed}/inmerge/merges.csv")) > 0
     assert len(orders) == 1

@@ -9,7 +9,7 @@ from ..judging.formatting import epoch_text
 from ..judging.metrics import operating_points, title_of
 from ..runs.finished import FinishedRun
 from ..runs.layout import CARD, ONNX, PROGRAM, WEIGHTS
-from ..training.arms import COMPACT, arm_of
+from ..training.arms import COMPACT, reduction_of
 from ..training.squeezenet import default_cfgs
 from .rendering import template
 from .smaller import shares_text, sizes_of
@@ -32,7 +32,7 @@ def _card(run: FinishedRun, seed: int, arm: str) -> dict[str, Any]:
     recorded = run.description.get("preprocessing")
     expected = run.versions.get("model") or (config.to_dict() if config else {})
     one = run.options["in_chans"] == 1
-    smaller = arm_of(arm).smaller
+    smaller = reduction_of(arm)
     left = run.weights(seed, arm)[0].parent
     statistics = {name: list(expected.get(name) or ()) for name in ("mean", "std")}
     return {

@@ -15,18 +15,20 @@ from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import PLOTS, SMALLER, TIMING
 from ..runs.sections import Section
-from ..training.arms import COMPACT, arm_of
+from ..training.arms import COMPACT, reduction_of
 from ..training.leaving import LATENCY
 from .style import GREY, interval_text, line_look, mean_text, new_figure, number_text, write_figure
 
 _PICTURE = f"{PLOTS}/smaller.png"
 _TEXT = """\
 Left are, of the whole model, these shares of the multiplications (MACs), parameters and kernels, means over seeds. \
-compact takes out the channels that merging has made equal. The others come to the same multiplications by pruning the \
-backbone's channels (a share of every layer's: those of the smallest norms, or random ones), or to the same kernels of \
-each layer by k-means of the backbone's, and are then trained for as many epochs as the merging arms. Times are \
-medians on one thread of a CPU, of the whole model and the smaller one in turns. What is compacted \
-is the last epoch of its arm, and nothing chose it: the same figures stand under the last epoch."""
+compact takes out the channels that merging has made equal, after the last epoch of the arm: nothing chose it, and the \
+same figures stand under the last epoch. Times are medians on one thread of a CPU, of the whole model and the smaller \
+one in turns."""
+_OTHERS = """\
+The others come to the same multiplications by pruning the backbone's channels (a share of every layer's: those of the \
+smallest norms, or random ones), or to the same kernels of each layer by k-means of the backbone's. They are then \
+trained for as many epochs as the merging arms."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Size:
 
 def smaller_section(run: FinishedRun) -> Section | None:
     """The table and the picture; None where no arm's model was made smaller."""
-    arms = {arm: arm_of(arm).smaller for arm in run.arms if arm_of(arm).smaller}
+    arms = {arm: found for arm in run.arms if (found := reduction_of(arm))}
     if not arms:
         return None
     metric = run.summary["rule"]["metric"]
@@ -66,11 +68,14 @@ def smaller_section(run: FinishedRun) -> Section | None:
         ]
         for arm, size in sizes.items()
     ]
-    header = ("arm", "MACs", "parameters", "kernels", title_of(metric), f"minus {BASELINE}", "verdict")
-    header += ("ms, batch 1", "ms, batch 32", "outputs changed")
+    header = (
+        *("arm", "MACs", "parameters", "kernels", title_of(metric), f"minus {BASELINE}", "verdict"),
+        *("ms, batch 1", "ms, batch 32", "outputs changed"),
+    )
     merged = [arm for arm, smaller in arms.items() if smaller.way == COMPACT]
     sentences = [f"{verdicts[arm]['sentence']}. It has {_left_text(sizes[arm])}." for arm in merged]
-    text = "\n\n".join([*sentences, _largest(run, sizes, verdicts), _TEXT])
+    others = [_OTHERS] if len(merged) < len(arms) else []
+    text = "\n\n".join([*sentences, _largest(run, sizes, verdicts), _TEXT, *others])
     return Section("Smaller models", text, header, rows, _pictures(run, sizes, verdicts))
 
 
@@ -143,7 +148,7 @@ def _trade_off(run: FinishedRun, sizes: Mapping[str, Size], verdicts: Mapping[st
     axes.axhline(level, color=GREY, linewidth=1.2, linestyle="--")
     ways: dict[str, list[str]] = {}
     for arm in sizes:
-        ways.setdefault(arm_of(arm).smaller.way, []).append(arm)
+        ways.setdefault(reduction_of(arm).way, []).append(arm)
     for number, (way, arms) in enumerate(ways.items()):
         look, shift = line_look(number, marker=True), 0.3 * (number - (len(ways) - 1) / 2)
         arms = sorted(arms, key=lambda arm: sizes[arm].macs)

@@ -18,7 +18,7 @@ from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import PLOTS
 from ..runs.sections import Section
-from ..training.arms import SETTINGS, arm_of, merge_settings
+from ..training.arms import SETTINGS, arm_of, merge_settings, reduction_of
 from ..training.points import DISSIMILAR, THRESHOLD
 from .style import GREY, interval_text, legend, line_look, mean_text, new_figure, share_text, write_figure
 
@@ -93,7 +93,7 @@ def best_on_validation(run: FinishedRun) -> str:
     """The arm beside the baseline, but for smaller models, of the best mean on validation; the first on ties."""
     metric = run.summary["rule"]["metric"]
     sign = -1 if METRICS[metric].lower_is_better else 1
-    arms = [arm for arm in run.summary["differences"] if not arm_of(arm).smaller]
+    arms = [arm for arm in run.summary["differences"] if not reduction_of(arm)]
     return max(arms, key=lambda arm: sign * mean_on_validation(run, arm))
 
 

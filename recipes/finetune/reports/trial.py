@@ -22,7 +22,7 @@ from .style import SIGNED, interval_text, mean_text, number_text, range_text
 from .sweep import sweep_section
 from .verdicts import RULE, epochs_text, judged_difference, looks_text, margin_text, origin_text, plain_sentence
 
-TIMES = "Time per stage"  # the one section that differs when a run is repeated
+TIMES = "Time per stage"  # the one section that differs when a run is repeated, but for the times of smaller models
 
 _NOT_SETTINGS = {
     MARGIN_CHOSEN,

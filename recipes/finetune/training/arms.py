@@ -133,9 +133,9 @@ def _smaller_arm(name: str, way: str) -> Arm:
         raise InputError(f"--arms {name} can't be used: {source} merges nothing, so that nothing is equal in it")
     if merging.control:
         raise InputError(f"--arms {name} can't be used: {source} is a control of merging, which makes nothing equal")
-    settings = {name: value for name, value in merging.settings.items() if name in TRAINING}
-    reduction = Reduction(way, merging, source if way == COMPACT else smaller_name(source, COMPACT))
-    return Arm(settings=settings, smaller=reduction)
+    own = {name: value for name, value in merging.settings.items() if name in TRAINING}
+    needs = source if way == COMPACT else smaller_name(source, COMPACT)
+    return Arm(settings=own, smaller=Reduction(way, merging, needs))
 
 
 def smaller_name(source: str, way: str) -> str:
@@ -157,15 +157,15 @@ def with_compacted_arms(options: SomeOptions) -> SomeOptions:
     return replace(options, arms=tuple(arms))
 
 
-def is_compacted(arm: str) -> bool:
-    """Whether an arm's model is what merging left of that of another, without training."""
-    smaller = arm_of(arm).smaller
-    return smaller is not None and smaller.way == COMPACT
+def reduction_of(arm: str) -> Reduction | None:
+    """How the model of an arm, which need not be known here, is made smaller; None: it isn't."""
+    way = _way_of(arm)
+    return _smaller_arm(arm, way).smaller if way else None
 
 
 def needed_stage(arm: str) -> str:
     """The stage that must be done before an arm's begins: the backbone, or that of another arm."""
-    smaller = arm_of(arm).smaller
+    smaller = reduction_of(arm)
     return smaller.needs if smaller else BACKBONE
 
 
@@ -226,7 +226,7 @@ def _check_smaller_arms(options: Options) -> None:
     if options.compact and not merging_arms(options):
         raise InputError(f"--compact has no effect on --arms {' '.join(names)}, which don't merge: leave it out")
     for place, name in enumerate(names):
-        if arm_of(name).smaller and not options.compact:
+        if reduction_of(name) and not options.compact:
             raise InputError(f"--arms {name} needs --compact, by which merging makes channels equal: add it")
         needed = needed_stage(name)
         if needed not in (BACKBONE, *names[:place]):

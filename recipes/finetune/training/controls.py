@@ -46,7 +46,10 @@ class ControlOptimizer(InMergeOptimizer):
         """
         weights = {layer.layer: layer.weight.detach() for layer in chosen}
         before = {index: weight.clone() for index, weight in weights.items()}
+        channels = [(values, values.detach().clone()) for layer in chosen for values in layer.channels]
         super()._merge(key, bound, chosen)
+        for values, old in channels:  # with merge_channels; the control is about the kernels alone
+            values.copy_(old)
         for index, weight in weights.items():
             merged = (weight != before[index]).flatten(1).any(1).nonzero()[:, 0]
             old, new = (_rows(kernels, merged) for kernels in (before[index], weight))

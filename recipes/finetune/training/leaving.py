@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def write_smaller(session: Session) -> None:
         return
     inputs = torch.zeros(input_size(options, session.data))
     for name, write in ((PROGRAM, _write_program), (ONNX, _write_onnx)):
-        _write_if_possible(session, folder / name, lambda path, write=write: write(path, smaller, inputs))
+        _write_if_possible(session, folder / name, partial(write, model=smaller, inputs=inputs))
     whole = create_model(options, session.data, pretrained=False).eval()
     write_json(folder / TIMING, {**read_json(folder / TIMING), LATENCY: _latencies(whole, smaller, inputs[:1])})
 
@@ -53,14 +54,14 @@ def _write_if_possible(session: Session, path: Path, write: Callable[[Path], Non
     if path.name == ONNX and not (find_spec("onnx") and find_spec("onnxscript")):
         session.accelerator.print(f"{session.stage.title}: no {ONNX}, which needs pip install onnx onnxscript")
         return
-    partial = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")  # torch asks for its own suffix
+    beside = path.with_name(f"{path.stem}{PARTIAL}{path.suffix}")  # torch asks for its own suffix
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
-            write(partial)
-        partial.replace(path)
+            write(beside)
+        beside.replace(path)
     except Exception as error:  # whatever torch raises on a model that it can't follow
-        partial.unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         session.accelerator.print(f"{session.stage.title}: no {path.name} ({first_line(error)})")
 
 

@@ -70,7 +70,8 @@ def make_smaller(
     inputs = torch.randn(input_size(options, data), generator=torch.Generator().manual_seed(0))
     with _told(options.model):
         if way.way == COMPACT:
-            merging = wrap_optimizer(way.merging, create_optimizer(options, model, options.lr), model, options, seed)
+            base = create_optimizer(options, model, options.lr)
+            merging: Any = wrap_optimizer(way.merging, base, model, options, seed)
             model.to(device)
             merging.merge(rounds=options.final_rounds or FINAL_ROUNDS)
             return compact(model.cpu(), inputs)

@@ -20,7 +20,7 @@ BELOW = {
     "reports": {"training", "runs", "judging", "sources", "data", "ground"},
     "top": {"reports", "training", "runs", "judging", "sources", "data", "ground"},
 }
-TOP = {"trial", "sweep", "tuning", "zoo", "grid", "prediction", "robustness"}
+TOP = {"trial", "recipe", "sweep", "tuning", "zoo", "grid", "prediction", "robustness"}
 MODULES = {
     ".".join(path.relative_to(RECIPES).with_suffix("").parts): path
     for path in (RECIPES / "finetune").rglob("*.py")

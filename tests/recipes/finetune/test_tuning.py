@@ -43,6 +43,11 @@ def test_the_best_point_on_validation_takes_the_place_of_the_bare_arm(tmp_path: 
         (["--tune", GRID[0], "--tune-seeds", "0", "7"], "--tune-seeds 0 are among --seeds"),
         (["--tune", "weight-decay@weight_decay=1.0", "--tune-seeds", "7", "--arms", "baseline"], "settings of one arm"),
         (["--tune", GRID[0], "inmerge@merge_prob=0.1", "--tune-seeds", "7"], "must be settings of one arm"),
+        (["--tune", "baseline@weight_decay=1.0", "--tune-seeds", "7"], "must be settings of one arm"),
+        (
+            ["--tune", GRID[0], "--tune-seeds", "7", "--arms", "baseline", "weight-decay", GRID[0]],
+            "by its bare name alone",
+        ),
         (["--tune", "weight-decay@lr=1", "--tune-seeds", "7"], "'lr=1' sets none of"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from finetune.data.tasks import Task
 from finetune.judging.intervals import LEVEL, Bootstrap, bootstrap
-from finetune.judging.metrics import RESAMPLED, per_class, score
+from finetune.judging.metrics import RESAMPLED, Chosen, choose, per_class, score
 from finetune.judging.obuchowski_rockette import compare, error_covariances
 from finetune.judging.summary import Rule, difference_of, summarise
 from finetune.options import Options
@@ -33,23 +33,33 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune.judging.intervals.RESAMPLES", 400)
 
 
-def results_of(task: Task, labels: np.ndarray, arms: Arms) -> dict[int, dict[str, Any]]:
-    """Results of stages that made these predictions, per arm and seed."""
+def results_of(
+    task: Task, labels: np.ndarray, arms: Arms, chosen: dict[str, list[Chosen]] | None = None
+) -> dict[int, dict[str, Any]]:
+    """Results of stages that made these predictions, per arm and seed, by what was chosen on validation."""
 
-    def result(probabilities: np.ndarray) -> dict[str, Any]:
-        scores = {"test": score(task, labels, probabilities)}
-        classes = per_class(task, labels, probabilities)
+    def result(probabilities: np.ndarray, on_validation: Chosen) -> dict[str, Any]:
+        scores = {"test": score(task, labels, probabilities, on_validation)}
+        classes = per_class(task, labels, probabilities, on_validation)
         return {"epoch": 1, "kept": scores, "last": scores, "per_class": classes, "merges": {}, **NO_SCALING}
 
     seeds = range(len(next(iter(arms.values()))))
-    return {seed: {arm: result(found[seed]) for arm, found in arms.items()} for seed in seeds}
+    return {
+        seed: {arm: result(found[seed], chosen[arm][seed] if chosen else Chosen()) for arm, found in arms.items()}
+        for seed in seeds
+    }
 
 
 def summary_of(
-    task: Task, labels: np.ndarray, arms: Arms, patients: list[str] | None = None, **rule: Any
+    task: Task,
+    labels: np.ndarray,
+    arms: Arms,
+    patients: list[str] | None = None,
+    chosen: dict[str, list[Chosen]] | None = None,
+    **rule: Any,
 ) -> tuple[dict[str, Any], Bootstrap]:
-    resampled = bootstrap(task, labels, arms, patients)
-    summary = summarise("made", task, results_of(task, labels, arms), resampled, Rule(**rule))
+    resampled = bootstrap(task, labels, arms, patients, chosen=chosen)
+    summary = summarise("made", task, results_of(task, labels, arms, chosen), resampled, Rule(**rule))
     json.dumps(summary, allow_nan=False)
     return summary, resampled
 
@@ -238,12 +248,16 @@ def test_planted_damage_is_found_and_every_figure_follows_from_the_predictions(
     assert summary["verdicts"][0]["outcome"] == "worse"
     assert "inmerge is worse than baseline on AUROC, by more than 0.005: -" in capsys.readouterr().out
     task = Task("multi-class", tuple("0123456789"))
-    read = {
-        arm: [read_predictions(run / f"seed_{seed}/{arm}", "test") for seed in range(3)]
-        for arm in ("baseline", "inmerge")
-    }
-    probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in read.items()}
-    expected, _ = summary_of(task, read["baseline"][0].labels, probabilities)
+    val, test = (
+        {
+            arm: [read_predictions(run / f"seed_{seed}/{arm}", part) for seed in range(3)]
+            for arm in ("baseline", "inmerge")
+        }
+        for part in ("val", "test")
+    )
+    chosen = {arm: [choose(task, seed.labels, seed.probabilities) for seed in seeds] for arm, seeds in val.items()}
+    probabilities = {arm: [found.probabilities for found in seeds] for arm, seeds in test.items()}
+    expected, _ = summary_of(task, test["baseline"][0].labels, probabilities, chosen=chosen)
     assert summary["differences"] == expected["differences"]
     assert summary["verdicts"] == expected["verdicts"]
 

@@ -22,8 +22,8 @@ from inmerge_optim import InMergeOptimizer
 
 QUICK = ["--epochs", "1", "--limit-train", "200", "--batch-size", "100", "--similarity-threshold", "-0.5"]
 CONTROLS = ["norm-matched", "noise-matched", "norm-matched-rounds", "noise-matched-rounds"]
-WITH_ROUNDS = [*QUICK, "--merge-rounds", "2", "--arms", "baseline", "inmerge", "validation-rounds"]
-ARMS = [*WITH_ROUNDS, *CONTROLS, "weight-decay", "label-smoothing"]
+ARMS = [*QUICK, "--merge-rounds", "2", "--arms", "baseline", "inmerge", "validation-rounds"]
+ARMS += [*CONTROLS, "weight-decay", "label-smoothing"]
 
 
 def change(optimizer, model, number, how):
@@ -117,6 +117,15 @@ def test_a_kernel_of_zeros_stays_one() -> None:
     assert model.deep.weight.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["norm", "noise"])
+def test_biases_that_merging_would_blend_along_stay(kind) -> None:
+    model = network()
+    optimizer = ControlOptimizer(sgd(model), model, kind, **MERGING, merge_channels=True)
+    optimizer.merge()
+    assert torch.equal(model.deep.bias, network().deep.bias)
+    assert not torch.equal(model.deep.weight, network().deep.weight)
+
+
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda found: pickle.loads(pickle.dumps(found))])
 def test_copies_are_controls_of_the_same_kind(again) -> None:
     assert again(control("noise")(network())).control == "noise"
@@ -152,12 +161,10 @@ def test_stopped_controls_go_on_to_the_same_files(
 
 def test_arms_differ_in_what_they_are_named_for_alone(tmp_path: Path) -> None:
     """Controls that nothing merges for, the trial's own weight decay, and no smoothing, are the baseline to the bit."""
-    arms = [*WITH_ROUNDS, *CONTROLS, "weight-decay@weight_decay=0.0001", "label-smoothing@smoothing=0.0"]
-    run = run_digits(tmp_path / "run", *arms, "--merge-prob", "0")
-    assert (
-        len({file.read_bytes() for file in run.glob("seed_0/*/model.safetensors") if "backbone" not in str(file)}) == 1
-    )
-    assert len(list(run.glob("seed_0/*/model.safetensors"))) == 10
+    arms = ["baseline", *CONTROLS, "weight-decay@weight_decay=0.0001", "label-smoothing@smoothing=0.0"]
+    words = [*QUICK, "--inmerge-epochs", "1", "--merge-rounds", "2", "--merge-prob", "0"]
+    run = run_digits(tmp_path / "run", *words, "--arms", *arms)
+    assert len({(run / f"seed_0/{arm}/model.safetensors").read_bytes() for arm in arms}) == 1
 
 
 def test_any_arm_may_have_a_weight_decay_and_smoothing_of_its_own() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from finetune.data import tasks
+from finetune.grid import Trial, _following
 from finetune.options import Options
 from finetune.reports.cards import write_cards
 from finetune.reports.smaller import size_of, smaller_section
@@ -99,7 +101,8 @@ def test_every_form_of_the_model_gives_the_predictions_of_the_run(compacted: Pat
 
 
 def test_onnx_runtime_gives_the_predictions_of_the_run(compacted: Path) -> None:
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        runtime = pytest.importorskip(needed, reason=f"{needed} is not installed")
     stage = compacted / "seed_0" / COMPACT
     session = runtime.InferenceSession(stage / "model.onnx", providers=["CPUExecutionProvider"])
     found = probabilities_of(
@@ -159,6 +162,17 @@ def test_compact_adds_an_arm_behind_each_that_merges() -> None:
     assert arm_of("inmerge-compact").criterion is None
 
 
+def test_a_stage_begins_when_the_one_that_it_is_made_from_is_done() -> None:
+    options = Options(arms=("baseline", "inmerge", "inmerge-compact", "inmerge-kmeans"), compact=True)
+    trial = Trial(options, lambda: None, "name")
+    left = {(0, arm) for arm in options.arms}
+    assert _following(trial, (0, "backbone"), left) == [(0, "baseline"), (0, "inmerge")]
+    assert _following(trial, (0, "inmerge"), left) == [(0, "inmerge-compact")]
+    assert _following(trial, (0, "inmerge-compact"), left) == [(0, "inmerge-kmeans")]
+    assert _following(trial, (0, "baseline"), left) == []
+    assert _following(trial, (0, "inmerge-kmeans"), set()) == ["judge"]
+
+
 def test_the_recipes_arms_are_named_by_their_points() -> None:
     assert compaction_arms(["0.2", "4sd"], [0, 300], ["kmeans"])[:4] == (
         "baseline",
@@ -195,4 +209,14 @@ def test_bad_input_is_one_sentence(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_that_torch_pruning_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(SystemExit, match="2"):
+        run_recipe(*DIGITS, "--output", tmp_path / "run", "--compact")
+    assert 'pip install "inmerge_optim[compact]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
