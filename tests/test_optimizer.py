@@ -372,7 +372,23 @@ def test_layers_say_what_is_bound():
     assert (layers["0"].selected, layers["0"].reason) == (False, "shallow")
     assert (layers["3"].selected, layers["3"].reason) == (True, "frozen")
     assert (layers["5"].selected, layers["5"].reason) == (False, "not in the optimizer")
-    assert "merging 2 of 3 layers" in repr(wrap(small_cnn()))
+
+
+def test_the_repr_counts_the_layers_that_have_a_depth():
+    head = nn.Conv2d(12, 4, 1)  # acts as fully connected
+    model = nn.Sequential(*small_cnn()[:7], head, nn.Flatten(), nn.Linear(4, 2))
+    assert "merging 2 of 3 layers" in repr(wrap(model))
+
+
+@pytest.mark.parametrize(("merge_channels", "told"), [(False, ""), (True, "merge_channels=True, ")])
+def test_the_repr_has_the_settings_and_how_many_layers_are_merged(merge_channels, told):
+    settings = {"merge_prob": 0.5, "similarity_threshold": "4sd", "names": ["3", "5"]}
+    optimizer = wrap(small_cnn(), merge_channels=merge_channels, **settings)
+    assert repr(optimizer).startswith(
+        "InMergeOptimizer(merge_prob=0.5, merge_weight=0.8, similarity_threshold='4sd', criterion='similar', seed=0, "
+        f"every=1, merge_start=0, merge_stop=None, {told}merging 2 of 3 layers, base_optimizer="
+        f"{type(optimizer.base_optimizer).__name__} ("
+    )
 
 
 @pytest.fixture(scope="module", params=[(0.99, "of 0.99:"), ("6sd", "of '6sd':")], ids=str)
