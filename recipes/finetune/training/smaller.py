@@ -79,7 +79,7 @@ def make_smaller(
         if way.way == "kmeans":
             left = {layer["name"]: layer["after"] for layer in size["layers"]}
             return compact_clusters(model, inputs, partial(_nearest, left=left, seed=seed))
-        removed = _removed_by_pruning(model, inputs, way.way, size["macs"][1], seed)
+        removed = _removed_by_pruning(model, inputs, way.way, size["macs"], seed)
         smaller = remove_channels(model, inputs, removed)
         return smaller, compare(model, smaller, inputs, removed)
 
@@ -110,17 +110,22 @@ def _nearest(name: str, kernels: torch.Tensor, left: Mapping[str, int], seed: in
     return [cluster for cluster in clusters if len(cluster) > 1]
 
 
-def _removed_by_pruning(model: nn.Module, inputs: torch.Tensor, way: str, macs: int, seed: int) -> list[Removal]:
-    """What is taken out, layer by layer, to come to a number of multiplications as near as shares can."""
+def _removed_by_pruning(model: nn.Module, inputs: torch.Tensor, way: str, macs: list[int], seed: int) -> list[Removal]:
+    """What is taken out, layer by layer, to come to a number of multiplications as near as shares can.
+
+    Args:
+        macs: of the whole model, and that number.
+    """
+    whole, aim = macs
     low, high = 0.0, 1.0
-    best: tuple[float, list[Removal]] = (float("inf"), [])
+    best: tuple[float, list[Removal]] = (whole / aim - 1, [])
     for _ in range(_SEARCH):
-        share = (low + high) / 2
-        removed, found = _pruned(model, inputs, way, share, seed)
-        best = min(best, (abs(found - macs) / macs, removed))
         if best[0] < _NEAR_ENOUGH:
             break
-        low, high = (share, high) if found > macs else (low, share)
+        share = (low + high) / 2
+        removed, found = _pruned(model, inputs, way, share, seed)
+        best = min(best, (abs(found - aim) / aim, removed))
+        low, high = (share, high) if found > aim else (low, share)
     return best[1]
 
 
