@@ -43,7 +43,7 @@ class Binding:
         merge_channels: whether what else a channel has is bound along.
     """
 
-    def __init__(self, listed: KernelLayers, model: nn.Module, groups: _Groups, merge_channels: bool = False) -> None:
+    def __init__(self, listed: KernelLayers, model: nn.Module, groups: _Groups, merge_channels: bool) -> None:
         self.listed = listed
         self.merge_channels = merge_channels
         self.places: dict[int, Place] = {}

@@ -374,6 +374,12 @@ def test_layers_say_what_is_bound():
     assert (layers["5"].selected, layers["5"].reason) == (False, "not in the optimizer")
 
 
+def test_the_repr_counts_the_layers_that_have_a_depth():
+    head = nn.Conv2d(12, 4, 1)  # acts as fully connected
+    model = nn.Sequential(*small_cnn()[:7], head, nn.Flatten(), nn.Linear(4, 2))
+    assert "merging 2 of 3 layers" in repr(wrap(model))
+
+
 @pytest.mark.parametrize(("merge_channels", "told"), [(False, ""), (True, "merge_channels=True, ")])
 def test_the_repr_has_the_settings_and_how_many_layers_are_merged(merge_channels, told):
     settings = {"merge_prob": 0.5, "similarity_threshold": "4sd", "names": ["3", "5"]}

@@ -43,6 +43,18 @@ def test_an_image_without_a_batch_has_its_space_last():
     assert trace(model[:1], torch.zeros(3, 3, 3)).fully_connected == {"0"}
 
 
+def test_a_model_is_traced_at_the_size_of_its_own():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 38 * 38, 2))
+    model.pretrained_cfg = {"input_size": (3, 40, 40)}
+    assert not trace(model).problem
+
+
+def test_the_convolution_that_sees_the_image_need_not_be_defined_first():
+    model = nn.ModuleDict({"deep": nn.Conv2d(8, 8, 3), "stem": nn.Conv2d(3, 8, 3)})
+    model.forward = lambda image: model["deep"](model["stem"](image))
+    assert trace(model).executed == ["stem", "deep"]
+
+
 def residual_1d(width, stride):
     return nn.Sequential(
         nn.Conv1d(width // stride, width, 7, stride, 3, bias=False),

@@ -187,3 +187,21 @@ def test_a_layer_whose_weight_depends_on_its_input_takes_the_features_before_it(
     model = Net()
     model.deep = Dynamic(8, 8, 3)
     assert not trace(model).classifiers
+
+
+def test_a_model_that_says_it_has_no_classes_has_no_classifier():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    assert trace(model).classifiers == {"1"}
+    model.num_classes = 0
+    assert not trace(model).classifiers
+
+
+def test_a_side_output_of_one_class_is_known_beside_scores_without_a_dimension_of_channels():
+    model = nn.ModuleDict({"side": nn.Conv2d(3, 1, 3), "deep": nn.Conv2d(1, 8, 3), "head": nn.Conv2d(8, 1, 1)})
+
+    def forward(image):
+        side = model["side"](image)
+        return model["head"](model["deep"](side)).mean((2, 3)).flatten(), side
+
+    model.forward = forward
+    assert trace(model).classifiers == {"side", "head"}

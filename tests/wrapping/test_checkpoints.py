@@ -165,11 +165,14 @@ def test_hooks_of_the_wrapper_see_its_state_dicts():
     optimizer.register_state_dict_pre_hook(lambda wrapper: seen.append(wrapper))
     optimizer.register_state_dict_post_hook(lambda wrapper, state: {**state, "extra": 1})
     optimizer.register_load_state_dict_pre_hook(
-        lambda wrapper, state: {name: part for name, part in state.items() if name != "extra"}
+        lambda wrapper, state: {
+            **state,
+            "param_groups": [{**group, "inmerge_step": 7} for group in state["param_groups"]],
+        }
     )
     optimizer.register_load_state_dict_post_hook(lambda wrapper: seen.append(merge_step(wrapper)))
     saved = optimizer.state_dict()
     assert saved["extra"] == 1
     optimizer.load_state_dict(saved)
-    assert seen == [optimizer, 1]
+    assert seen == [optimizer, 7]
     assert same(model, trained(1)[0])

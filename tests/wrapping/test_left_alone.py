@@ -59,6 +59,16 @@ def test_a_frozen_layer_changes_no_draw_of_the_others():
     assert for_all.merge_counts()["grouped"]["drawn"] == for_one.merge_counts()["grouped"]["drawn"]
 
 
+def test_a_layer_whose_group_has_no_learning_rate_is_left_alone():
+    model = network()
+    groups = [{"params": model.deep.parameters(), "lr": 0.0}, {"params": model.grouped.parameters()}]
+    optimizer = wrapped(model, torch.optim.SGD(groups, lr=0.1), merge_prob=1.0, similarity_threshold=-1.0)
+    before = weights(model)
+    train(model, optimizer, 1)
+    assert torch.equal(model.deep.weight, before["deep.weight"])
+    assert {name: counts["drawn"] for name, counts in optimizer.merge_counts().items()} == {"deep": 0, "grouped": 8}
+
+
 def test_a_shared_weight_is_merged_once_and_reported():
     model = network()
     again = torch.nn.Conv2d(8, 8, 3, padding=1)

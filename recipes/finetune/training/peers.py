@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
@@ -27,13 +27,18 @@ def watched_peers() -> Iterator[None]:
     if processes == 1 or "MASTER_ADDR" not in os.environ:
         yield
         return
-    store = _store()
-    ended = threading.Event()
     seen = [time.monotonic()] * processes
     rank = int(os.environ["RANK"])
     # Two threads, as the store may be that of a process that is stopped, and then doesn't answer.
-    for work, arguments in ((_exchange, (store, rank, seen, ended)), (_watch, (rank, seen, ended))):
-        threading.Thread(target=work, args=arguments, daemon=True).start()
+    with _meanwhile(_exchange, _store(), rank, seen), _meanwhile(_watch, rank, seen):
+        yield
+
+
+@contextmanager
+def _meanwhile(work: Callable[..., None], *arguments: object) -> Iterator[None]:
+    """Work in a thread, until the event that is its last argument is set."""
+    ended = threading.Event()
+    threading.Thread(target=work, args=(*arguments, ended), daemon=True).start()
     try:
         yield
     finally:
@@ -62,9 +67,12 @@ def failed_alike(what: str, sentence: str) -> bool:
     key = f"inmerge_optim/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{what}"
     try:
         store = _store()
-        store.set(f"{key}/{os.environ['RANK']}", sentence)
-        keys = [f"{key}/{rank}" for rank in range(processes)]
-        store.wait(keys, timedelta(seconds=SILENCE))
+        rank = int(os.environ["RANK"])
+        store.set(f"{key}/{rank}", sentence)
+        keys = [f"{key}/{other}" for other in range(processes)]
+        # With signs of life, or the others take this process for stopped as it waits.
+        with _meanwhile(_exchange, _store(), rank, [time.monotonic()] * processes):
+            store.wait(keys, timedelta(seconds=SILENCE))
         return {store.get(name).decode() for name in keys} == {sentence}
     except RuntimeError:  # some have told of nothing in time
         return False

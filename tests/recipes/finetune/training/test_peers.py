@@ -41,6 +41,15 @@ def test_a_failure_is_alike_where_the_other_process_tells_of_the_same(
     assert store.get("inmerge_optim/failed/0/a cell/1") == b"too small"
 
 
+def test_a_process_that_waits_for_the_others_word_gives_signs_of_life(
+    store: dist.TCPStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they end the launch, as one is stopped, before it has written down what failed."""
+    monkeypatch.setattr(peers, "BEAT", 0.02)
+    assert not failed_alike("a cell", "too small")
+    assert store.add("inmerge_optim/alive/1", 0) > 0
+
+
 def test_one_process_alone_can_always_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert failed_alike("a cell", "too small")
