@@ -177,7 +177,9 @@ def table(recorded: dict[str, Any]) -> str:
         judged.append([name, "", *_outcome(clean[arm, control]), "", "", ""])
         sure.append([name, *_confidence(None, recorded["contrasts"][f"{arm} - {control}"]), ""])
     minus, scaled = f"minus {BASELINE}", "scaled, minus"
-    first = _markdown(["arm", "AUROC", minus, "verdict", "AUROC, corrupted", minus, "verdict"], judged)
+    header = ["arm", "AUROC", minus, "verdict", "AUROC, corrupted", minus, "verdict"]
+    columns = len(header) if corrupted else 4
+    first = _markdown(header[:columns], [cells[:columns] for cells in judged])
     second = _markdown(["arm", "log loss", minus, scaled, "ECE", minus, scaled, "norm"], sure)
     return f"{first}\n\n{second}"
 

@@ -24,6 +24,7 @@ from finetune.runs.results import read_predictions
 from finetune.sources.digits import load_digits_data
 from finetune.training.arms import arm_of, needed_stage, with_compacted_arms
 from finetune.training.inference import load_kept_model
+from finetune.training.plan import arm_stage
 from finetune.training.points import compaction_arms
 from small_runs import Killed, assert_same, kill_at, run_recipe
 
@@ -171,6 +172,14 @@ def test_a_stage_begins_when_the_one_that_it_is_made_from_is_done() -> None:
     assert _following(trial, (0, "inmerge-compact"), left) == [(0, "inmerge-kmeans")]
     assert _following(trial, (0, "baseline"), left) == []
     assert _following(trial, (0, "inmerge-kmeans"), set()) == ["judge"]
+
+
+def test_a_smaller_model_is_made_from_the_last_epoch_and_others_from_the_backbone(tmp_path: Path) -> None:
+    options = Options(inmerge_epochs=3, compact=True)
+    merged, pruned = (arm_stage(options, tmp_path, 0, arm) for arm in ("inmerge-compact", "inmerge-kmeans"))
+    assert (merged.epochs, merged.start) == (0, tmp_path / "seed_0/inmerge/last.safetensors")
+    assert (pruned.epochs, pruned.start) == (3, tmp_path / "seed_0/backbone/model.safetensors")
+    assert pruned.needs == [tmp_path / "seed_0/backbone", tmp_path / "seed_0/inmerge-compact"]
 
 
 def test_the_recipes_arms_are_named_by_their_points() -> None:
