@@ -12,10 +12,11 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# What must hold whatever instructions of the processor torch uses.
-portable: .venv/installed
-	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest -m portable tests inmerge_optim --ignore tests/recipes
-	ATEN_CPU_CAPABILITY=avx2 $(BIN)/python -m pytest -m portable tests inmerge_optim --ignore tests/recipes
+# What must hold whatever instructions of the processor torch uses; both at once with --jobs 2.
+portable: portable-default portable-avx2
+
+portable-%: .venv/installed
+	ATEN_CPU_CAPABILITY=$* $(BIN)/python -m pytest -m portable tests inmerge_optim --ignore tests/recipes
 
 lint: .venv/installed
 	$(BIN)/ruff check

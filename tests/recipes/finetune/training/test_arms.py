@@ -93,14 +93,13 @@ def test_averages_differ_from_what_they_average(averages: Path) -> None:
     assert len(set(files.values())) == 3
 
 
+@pytest.mark.parametrize(("arm", "epoch"), [("ema", 7), pytest.param("swa", 9, marks=pytest.mark.slow)])
 def test_stopped_averages_go_on_to_the_same_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, averages: Path
+    arm: str, epoch: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, averages: Path
 ) -> None:
-    """Stopped between the two epochs of ema, and then of swa."""
-    run_stopped(monkeypatch, tmp_path / "ema", 7, *AVERAGES)
-    assert_same(tmp_path / "ema", averages)
-    run_stopped(monkeypatch, tmp_path / "swa", 9, *AVERAGES)
-    assert_same(tmp_path / "swa", averages)
+    """Stopped between the two epochs of the arm."""
+    run_stopped(monkeypatch, tmp_path / arm, epoch, *AVERAGES)
+    assert_same(tmp_path / arm, averages)
 
 
 def test_averaging_leaves_training_as_it_is(averages: Path) -> None:

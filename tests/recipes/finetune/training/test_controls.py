@@ -150,6 +150,7 @@ def test_controls_are_judged_beside_the_arms_that_they_are_controls_of(finished:
     assert len(weights) == len(summary["arms"]) == 9
 
 
+@pytest.mark.slow
 def test_stopped_controls_go_on_to_the_same_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, finished: Path
 ) -> None:

@@ -24,7 +24,7 @@ MOMENTS = {
     "at the end of a stage": ("training.stage", "write_result", 1),
     "between two stages": ("training.stage", "write_result", 2),
 }
-THREE_MOMENTS = ["in a checkpoint's write", "in an evaluation", "between two stages"]
+TWO_MOMENTS = ["in a checkpoint's write", "in an evaluation"]
 COMPACT = ["--compact", "--final-rounds", "50"]
 # Of a run that makes smaller models as well, with merge_channels on in its merging arm.
 SMALLER_MOMENTS = {
@@ -48,7 +48,7 @@ def launch(processes: int, script: Path, *arguments: object) -> subprocess.Compl
 @pytest.mark.parametrize(
     ("processes", "workers", "moments", "options"),
     [
-        pytest.param(1, 0, THREE_MOMENTS, [], id="three moments"),
+        pytest.param(1, 0, TWO_MOMENTS, [], id="two moments"),
         pytest.param(1, 0, [*MOMENTS] * 2, [], id="ten moments", marks=pytest.mark.slow),
         pytest.param(2, 2, [*MOMENTS] * 2, [], id="ten moments, two with loader workers", marks=pytest.mark.slow),
         pytest.param(1, 0, [*SMALLER_MOMENTS], COMPACT, id="smaller models", marks=pytest.mark.slow),
