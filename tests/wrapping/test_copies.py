@@ -95,8 +95,8 @@ GO_ON = """
 import pickle, sys
 from pathlib import Path
 import torch
-torch.set_num_threads(1)
 folder = Path(sys.argv[1])
+torch.set_num_threads(int(sys.argv[2]))
 model, optimizer = pickle.loads((folder / "saved.pkl").read_bytes())
 from toy import train
 train(model, optimizer, range(2, 5))
@@ -108,7 +108,8 @@ def test_a_pickled_wrapper_goes_on_in_another_process(tmp_path):
     model, optimizer = trained(2)
     with_scheduler(model, optimizer)
     (tmp_path / "saved.pkl").write_bytes(pickle.dumps((model, optimizer)))
-    subprocess.run([sys.executable, "-c", GO_ON, tmp_path], cwd=Path(__file__).parents[1], check=True)
+    command = [sys.executable, "-c", GO_ON, tmp_path, str(torch.get_num_threads())]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True)
     train(model, optimizer, range(2, 5))
     ended = network(seed=1)
     ended.load_state_dict(torch.load(tmp_path / "ended.pt"))
