@@ -191,12 +191,12 @@ def compare(
         reasons: by layer why it keeps all of its kernels.
     """
     inputs, kernels = _in_float64(example_inputs), _kernel_counts(model)
-    whole, left = _copy_in_float64(model), _kernel_counts(smaller)
-    before, after = _outputs(whole, inputs), _outputs(_copy_in_float64(smaller), inputs)
+    copies, left = (_copy_in_float64(model), _copy_in_float64(smaller)), _kernel_counts(smaller)
+    before, after = (_outputs(copied, inputs) for copied in copies)
     return CompactionReport(
         layers=[CompactedLayer(name, kernels[name], left[name], reasons.get(name, "")) for name in kernels],
         parameters=(_parameter_count(model), _parameter_count(smaller)),
-        macs=(_macs(whole, inputs), _macs(_copy_in_float64(smaller), inputs)),
+        macs=(_macs(copies[0], inputs), _macs(copies[1], inputs)),
         largest_difference=max(float((a - b).abs().max()) for a, b in zip(before, after, strict=True)),
         largest_output=max(float(a.abs().max()) for a in before),
         removed=list(removed),

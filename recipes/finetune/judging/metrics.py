@@ -114,7 +114,7 @@ def score(
     """
     scored = Scored(task, labels, probabilities, chosen)
     return {
-        name: metric.of(scored) if metric.of else _mean(list(_by_class(metric.of_class, scored).values()))
+        name: metric.of(scored) if metric.of else mean_of_known(list(_by_class(metric.of_class, scored).values()))
         for name, metric in METRICS.items()
         if names is None or name in names
     }
@@ -216,7 +216,7 @@ def _accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
 
 def _balanced_accuracy(scored: Scored) -> float | None:
     pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
-    return _mean([float(balanced_accuracy_score(*pair)) for pair in pairs])
+    return mean_of_known([float(balanced_accuracy_score(*pair)) for pair in pairs])
 
 
 def _balanced_accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
@@ -227,7 +227,7 @@ def _balanced_accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndar
 def _kappa(scored: Scored) -> float | None:
     pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
     costs, classes = "quadratic" if scored.task.kind == "ordinal" else None, range(_classes_of_a_call(scored))
-    return _mean([float(cohen_kappa_score(*pair, labels=classes, weights=costs)) for pair in pairs])
+    return mean_of_known([float(cohen_kappa_score(*pair, labels=classes, weights=costs)) for pair in pairs])
 
 
 def _kappa_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
@@ -350,7 +350,7 @@ def _has_both(positive: np.ndarray) -> bool:
     return bool(positive.any() and not positive.all())
 
 
-def _mean(values: list[float | None]) -> float | None:
+def mean_of_known(values: Sequence[float | None]) -> float | None:
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
@@ -358,6 +358,17 @@ def _mean(values: list[float | None]) -> float | None:
 def _defined_mean(values: list[np.ndarray]) -> np.ndarray:
     """The mean over classes or labels in each resample, of those that it leaves defined."""
     return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
+
+
+def _scaled(title: str, of: Callable[[Scored], float], resampled: Callable[[Scored, np.ndarray], np.ndarray]) -> Metric:
+    """A loss of the probabilities at the temperatures chosen on validation."""
+    return Metric(
+        title,
+        of=lambda scored: of(scored.scaled),
+        resampled=lambda scored, weights: resampled(scored.scaled, weights),
+        lower_is_better=True,
+        aside=True,
+    )
 
 
 METRICS = {
@@ -370,22 +381,10 @@ METRICS = {
     ),
     "f1": Metric("F1", _f1, of_class_resampled=lambda true, _, called, weights: weighted.f1(true, called, weights)),
     "log_loss": Metric("log loss", of=_log_loss, resampled=_log_loss_resampled, lower_is_better=True, aside=True),
-    "log_loss_scaled": Metric(
-        "log loss, scaled",
-        of=lambda scored: _log_loss(scored.scaled),
-        resampled=lambda scored, weights: _log_loss_resampled(scored.scaled, weights),
-        lower_is_better=True,
-        aside=True,
-    ),
+    "log_loss_scaled": _scaled("log loss, scaled", _log_loss, _log_loss_resampled),
     "brier": Metric("Brier score", of=_brier, resampled=_brier_resampled, lower_is_better=True, aside=True),
     "ece": Metric("ECE", of=_ece, resampled=_ece_resampled, lower_is_better=True, aside=True),
-    "ece_scaled": Metric(
-        "ECE, scaled",
-        of=lambda scored: _ece(scored.scaled),
-        resampled=lambda scored, weights: _ece_resampled(scored.scaled, weights),
-        lower_is_better=True,
-        aside=True,
-    ),
+    "ece_scaled": _scaled("ECE, scaled", _ece, _ece_resampled),
 }
 # What has an interval over test cases, and what a verdict can be about.
 RESAMPLED = tuple(name for name, metric in METRICS.items() if metric.resampled or metric.of_class_resampled)

@@ -17,7 +17,7 @@ from .intervals import LEVEL, Bootstrap, bootstrap
 from .medmnistc import ill_conditioned, relative_errors
 from .metrics import METRICS, Chosen, score, title_of
 from .obuchowski_rockette import Difference, compare, error_covariances
-from .summary import mean_and_std
+from .summary import over_seeds
 from .verdict import Question, judge, judge_diverged
 
 FIGURES = ("auroc", "balanced_error", "log_loss", "ece")
@@ -166,14 +166,7 @@ def _mean_of(parts: Sequence[OfArms], arms: Sequence[str]) -> OfArms:
 
 def _over_seeds(figures: OfArms) -> dict[str, dict[str, Any]]:
     """Per arm and figure the mean and standard deviation over seeds, and the values."""
-    return {
-        arm: {
-            name: {**mean_and_std(values), "values": values}
-            for name in FIGURES
-            for values in [[seed and seed[name] for seed in seeds]]
-        }
-        for arm, seeds in figures.items()
-    }
+    return {arm: over_seeds(seeds, FIGURES) for arm, seeds in figures.items()}
 
 
 def _differences(figures: OfArms, arms: Sequence[str], draws: np.ndarray) -> dict[str, Difference]:

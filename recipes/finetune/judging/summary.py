@@ -1,6 +1,6 @@
 """Figures over seeds: what summary.json holds."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from types import MappingProxyType
@@ -115,7 +115,7 @@ def summarise(
         "intervals": _intervals(_seeds_in_words(len(seeds), bool(diverged)), bootstrap),
         "per_class": _per_class(results, arms, bootstrap),
         "temperatures": {
-            arm: _over_seeds([found and found["temperatures"] for found in _over(results, arm)]) for arm in arms
+            arm: over_seeds([found and found["temperatures"] for found in _over(results, arm)]) for arm in arms
         },
         "verdicts": verdicts,
         "last": _figures(results, arms, "last", None),
@@ -127,7 +127,7 @@ def summarise(
 
 def _figures(results: Results, arms: list[str], epoch: str, bootstrap: Bootstrap | None) -> dict[str, Any]:
     """Per arm each test metric over seeds, and per other arm its difference to the baseline, seed by seed."""
-    figures = {arm: _over_seeds([found and found[epoch]["test"] for found in _over(results, arm)]) for arm in arms}
+    figures = {arm: over_seeds([found and found[epoch]["test"] for found in _over(results, arm)]) for arm in arms}
     for arm, metric in product(arms, RESAMPLED):
         if metric in figures[arm]:
             figures[arm][metric] |= _bootstrapped(bootstrap, arm, metric=metric)
@@ -245,7 +245,7 @@ def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -
     for arm in arms:
         found = [result and result["per_class"] for result in _over(results, arm)]
         classes = next(of_seed for of_seed in found if of_seed)
-        figures[arm] = {name: _over_seeds([of_seed and of_seed[name] for of_seed in found]) for name in classes}
+        figures[arm] = {name: over_seeds([of_seed and of_seed[name] for of_seed in found]) for name in classes}
     for arm in arms:
         for name, metrics in figures[arm].items():
             auroc = metrics["auroc"]
@@ -256,16 +256,22 @@ def _per_class(results: Results, arms: list[str], bootstrap: Bootstrap | None) -
     return figures
 
 
-def _over_seeds(scores: list[Scores | None]) -> dict[str, Any]:
-    """Per metric the mean, standard deviation and values of one score per seed, None where there is none."""
-    values = {metric: [score and score[metric] for score in scores] for metric in next(filter(None, scores))}
-    return {metric: {**mean_and_std(v), "values": v} for metric, v in values.items()}
+def over_seeds(scores: Sequence[Scores | None], names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Per name, by default of the first score, the mean, standard deviation and values over seeds.
+
+    Args:
+        scores: one per seed, None where there is none.
+        names: what is asked for; to be given where there may be no score at all.
+    """
+    asked = next(filter(None, scores)) if names is None else names
+    values = {name: [score and score[name] for score in scores] for name in asked}
+    return {name: {**_mean_and_std(v), "values": v} for name, v in values.items()}
 
 
 def _over_layers(found: Sequence[Kernels | None]) -> dict[str, dict[str, Any]]:
-    """Per layer what _over_seeds gives."""
+    """Per layer what over_seeds gives."""
     layers: Kernels = next(filter(None, found), {})
-    return {layer: _over_seeds([of_seed[layer] if of_seed else None for of_seed in found]) for layer in layers}
+    return {layer: over_seeds([of_seed[layer] if of_seed else None for of_seed in found]) for layer in layers}
 
 
 def _bootstrapped(
@@ -280,7 +286,7 @@ def _bootstrapped(
     return {"bootstrap_low": low, "bootstrap_high": high}
 
 
-def mean_and_std(values: list[float | None]) -> Scores:
+def _mean_and_std(values: list[float | None]) -> Scores:
     """Mean and standard deviation (n - 1) of the values that are defined."""
     defined = [value for value in values if value is not None]
     return {

@@ -3,10 +3,11 @@
 from typing import Any
 
 from ..judging.formatting import percent
+from ..judging.metrics import mean_of_known
 from ..judging.summary import total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
-from ..runs.kernels import FIGURES, mean_of_known
+from ..runs.kernels import FIGURES
 from ..runs.sections import Section
 from ..training.arms import arm_of
 from .figures import pictures

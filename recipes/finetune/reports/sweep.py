@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..judging.metrics import METRICS, choose, score, title_of
+from ..judging.metrics import METRICS, score, title_of
 from ..judging.summary import total_merges
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
@@ -100,8 +100,7 @@ def best_on_validation(run: FinishedRun) -> str:
 def mean_on_validation(run: FinishedRun, arm: str) -> float:
     """The primary metric of an arm on validation, mean over the seeds that it finished."""
     values = []
-    for found in run.validation[arm]:
-        chosen = choose(run.task, found.labels, found.probabilities)
+    for found, chosen in zip(run.validation[arm], run.chosen[arm], strict=True):
         scores = score(run.task, found.labels, found.probabilities, chosen)
         values.append(scores[run.summary["rule"]["metric"]] or 0.0)
     return sum(values) / len(values)

@@ -8,6 +8,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from ..files import read_json
+from ..judging.metrics import mean_of_known
 from .layout import MERGES, RESULT, WEIGHTS
 
 FIGURES = ("displacement", "norm", "effective_rank")
@@ -30,11 +31,6 @@ def compare_kernels(arm: Sequence[Path], baseline: Sequence[Path]) -> OfLayers:
         layer: {figure: mean_of_known([found[layer][figure] for found in pairs]) for figure in FIGURES}
         for layer in pairs[0]
     }
-
-
-def mean_of_known(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
 
 
 def _compare(arm: Path, baseline: Path) -> OfLayers:
