@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from finetune import grid
 from finetune.errors import InputError
-from finetune.grid import Failure, Trial, run_on_ray, run_or_fail
+from finetune.grid import Failure, Outcome, Trial, run_on_ray, run_or_fail
 from finetune.options import Options, parse_options
 from finetune.runs import settings
 from finetune.runs.config import read_config, write_config
@@ -136,6 +136,16 @@ def test_a_folder_with_a_run_is_refused_before_anything_is_begun(
     assert {name for name, _ in fake.log} == {"b"}
 
 
+def run_digits_on_ray(output: Path, *arguments: str) -> Outcome:
+    """Run one trial, by whatever stands in for Ray."""
+    options = parse_options(DatasetOptions, [*arguments, "--output", str(output)])
+    try:
+        [(_, outcome)] = run_on_ray([Trial(options, partial(load_dataset, options), output.name)])
+    finally:
+        torch.use_deterministic_algorithms(False)
+    return outcome
+
+
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_beginning_that_was_killed_as_it_wrote_is_begun_again(
     tmp_path: Path, on_fake_ray: Callable[..., FakeRay], monkeypatch: pytest.MonkeyPatch, call: int
@@ -154,12 +164,7 @@ def test_a_beginning_that_was_killed_as_it_wrote_is_begun_again(
         return None, False
 
     on_fake_ray(run)
-    options = parse_options(DatasetOptions, [*SMALL, "--output", str(tmp_path / "run")])
-    try:
-        outcomes = list(run_on_ray([Trial(options, partial(load_dataset, options), "run")]))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert [outcome for _, outcome in outcomes] == [None]
+    assert run_digits_on_ray(tmp_path / "run", *SMALL) is None
     assert {"config.yaml", "data.json", "versions.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
     assert read_config(tmp_path / "run")["resume"] is False
 
@@ -175,12 +180,7 @@ def test_parts_in_any_order_end_as_one_process_does(tmp_path: Path, on_fake_ray:
 
     on_fake_ray(run)
     arguments = [*SMALL, "--seeds", "0", "1"]
-    options = parse_options(DatasetOptions, [*arguments, "--output", str(tmp_path / "parts")])
-    try:
-        outcomes = list(run_on_ray([Trial(options, partial(load_dataset, options), "parts")]))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert [outcome for _, outcome in outcomes] == [None]
+    assert run_digits_on_ray(tmp_path / "parts", *arguments) is None
     run_recipe(*arguments, "--output", tmp_path / "whole", report=True)
     assert_same(tmp_path / "parts", tmp_path / "whole")
 
