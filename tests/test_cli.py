@@ -419,6 +419,21 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
     assert message in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a command is missing: inspect or compact"),
+        (["--versin"], "unexpected argument --versin: did you mean --version?"),
+        (["inspct"], "invalid choice: 'inspct' (choose from"),
+    ],
+)
+def test_a_command_that_is_missing_or_mistyped_is_one_sentence(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
 def test_weights_that_cannot_be_fetched_point_to_checkpoint(capsys, monkeypatch):
     def offline(*args, **kwargs):
         raise OSError("[Errno -2] Name or service not known")
