@@ -376,7 +376,11 @@ def _compact(options: argparse.Namespace) -> None:
         inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         smaller, report = compact(model, inputs, options.tolerance)
     except ImportError as error:
-        raise InputError(f"{error}: pip install 'inmerge_optim[compact]'") from error
+        lacking = error.__cause__ or error
+        raise InputError(
+            f"inmerge compact needs torch, timm, numpy and torch-pruning ({lacking}): "
+            "pip install 'inmerge_optim[compact]'"
+        ) from error
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     print(f"{printable(title)}\n\n{report}")
