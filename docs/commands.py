@@ -24,7 +24,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 STARTS = ("python ", "accelerate launch ", "torchrun ", "inmerge ", "inmerge-recipes ", "make ", "pip install ")
 
 # What is run with the names below standing for a finished demo, and for a folder of images.
-RUN = re.compile(r"python recipes/(report|predict|robustness)\.py|python examples/|inmerge-recipes .*demo\.yaml")
+RUN = re.compile(
+    r"python recipes/(report|predict|robustness)\.py|python examples/|inmerge-recipes .*demo\.yaml"
+    r"|inmerge (--|\w+ --help|inspect \w+$)"
+)
 RUNS = re.compile(r"runs/(?!side)[\w-]+")
 IMAGES = re.compile(r"\b(scan\.png|scan\.dcm|new_images|more_images/|images/)")
 NEEDS = {
@@ -138,6 +141,8 @@ def _run(command: str, folder: Path) -> int:
         command = command.replace("runs/demo runs/demo", "runs/demo runs/other", 1)
     if command.startswith("inmerge-recipes"):
         command = command.replace("inmerge-recipes ", "python recipes/__main__.py ")
+    if command.startswith("inmerge "):
+        command = command.replace("inmerge ", "python -m inmerge_optim ", 1)
     python = f"{shlex.quote(sys.executable)} "
     done = subprocess.run(
         command.replace("python ", python, 1),

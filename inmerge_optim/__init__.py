@@ -36,6 +36,9 @@ Weights from files, as the command ``inmerge`` and the recipes read them:
 
     read_checkpoint     reads a file without running code in it, and compares it with the model
     CheckpointError     says what is wrong with it
+
+The method is from Wang, Almakky, Ma, Saeed, Yaqub: "In-Model Merging for Enhancing the Robustness of Medical Imaging
+Classification Models", arXiv 2502.20516; this is an independent implementation, and no medical device.
 """
 
 from __future__ import annotations
