@@ -33,7 +33,7 @@ from .training.batches import crop
 from .training.inference import KeptModel, load_kept_model
 
 CLEAN = "clean"
-SCHEMA = 1
+SCHEMA = 2
 _LARGEST_DEVIATION = 0.01  # of probabilities on clean images, mean over cases, from those that the run recorded
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, ProjectConfiguration
 from torch import nn
 
 from .data.images import ImageData
@@ -293,6 +293,11 @@ def _accelerator(options: Options, run: Path) -> Accelerator:
         raise InputError(
             f"the launcher started {launched} processes, and accelerate joined {accelerator.num_processes}: on the CPU "
             "launch with torchrun, elsewhere see that each process has a device"
+        )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise InputError(
+            f"the launcher asks for {accelerator.distributed_type.value}, but the recipes keep the whole of a small "
+            "model on each process: launch with --multi_gpu, which is DDP"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         # accelerate would train in float32 without a word

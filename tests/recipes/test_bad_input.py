@@ -12,6 +12,7 @@ import medmnist
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import save_file
 from small_runs import run_recipe
 
@@ -93,6 +94,12 @@ def test_bad_options(refusal: Callable[..., str], arguments: list[str], expected
     if arguments == ["--mixed-precision", "fp16"] and torch.cuda.is_available():
         pytest.skip("fp16 is possible on a GPU")
     assert expected in refusal(*DIGITS, *arguments)
+
+
+def test_a_launch_that_shards_the_model(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU accelerate never shards, whatever its configuration says; so it is told here that it did."""
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    assert "the launcher asks for FSDP" in refusal(*DIGITS)
 
 
 def test_output_folder_in_use(refusal: Callable[..., str], tmp_path: Path) -> None:

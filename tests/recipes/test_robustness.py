@@ -24,7 +24,7 @@ from finetune.runs.results import read_predictions
 from finetune.sources.digits import load_digits_data
 from finetune.training.inference import KeptModel
 from safetensors import safe_open
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, log_loss, roc_auc_score
 from small_runs import Killed, run_digits, run_recipe
 
 SHORT = ["--epochs", "2", "--inmerge-epochs", "1", "--similarity-threshold", "-0.5"]
@@ -71,6 +71,9 @@ def test_figures_follow_from_what_the_models_said(scored: Path) -> None:
     with (scored / "robustness/figures.csv").open() as file:
         rows = {(row["corruption"], row["severity"], row["arm"], row["seed"]): row for row in csv.DictReader(file)}
     assert len(rows) == 2 * 3 * (1 + 2 * 5)
+    (found,) = json.loads((scored / "summary.json").read_text())["temperatures"]["inmerge"].values()
+    temperature = found["values"][1]
+    assert temperature != 1
     aurocs = []
     for name in ("gaussian_noise", "contrast_down"):
         found = logits_of(scored / f"robustness/seed_1/inmerge/{name}.safetensors")
@@ -83,6 +86,8 @@ def test_figures_follow_from_what_the_models_said(scored: Path) -> None:
             assert float(row["balanced_error"]) == pytest.approx(
                 1 - balanced_accuracy_score(test.labels, scores.argmax(1))
             )
+            scaled = (logits.double() / temperature).softmax(1).numpy()  # by what clean validation chose
+            assert float(row["log_loss_scaled"]) == pytest.approx(log_loss(test.labels, scaled), rel=1e-4)
     assert summary["corrupted"]["inmerge"]["auroc"]["values"][1] == pytest.approx(np.mean(aurocs))
     change = summary["change"]["inmerge"]["auroc"]["values"][1]
     assert change == pytest.approx(np.mean(aurocs) - summary["clean"]["inmerge"]["auroc"]["values"][1])

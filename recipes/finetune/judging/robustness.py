@@ -20,10 +20,10 @@ from .obuchowski_rockette import Difference, compare, error_covariances
 from .summary import over_seeds
 from .verdict import Question, judge, judge_diverged
 
-FIGURES = ("auroc", "balanced_error", "log_loss", "ece")
+FIGURES = ("auroc", "balanced_error", "log_loss", "log_loss_scaled", "ece", "ece_scaled")
 ENDPOINT = "mean corrupted AUROC"
 ENDPOINTS = 2
-_METRICS = ("auroc", "balanced_accuracy", "log_loss", "ece")
+_METRICS = ("auroc", "balanced_accuracy", "log_loss", "log_loss_scaled", "ece", "ece_scaled")
 
 Scores = dict[str, float | None]
 OfArms = Mapping[str, Sequence[Scores | None]]  # per seed; None where the arm diverged

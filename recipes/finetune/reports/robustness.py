@@ -23,7 +23,8 @@ from ..runs.sections import Section
 from .style import SIGNED, interval_text, legend, looks, mean_text, new_figure, number_text, write_figure
 from .terminal import aligned
 
-_TITLES = {"auroc": "AUROC", "balanced_error": "balanced error", "log_loss": "log loss", "ece": "ECE"}
+_TITLES = {name: "balanced error" if name == "balanced_error" else title_of(name) for name in FIGURES}
+_IN_SHORT = tuple(name for name in FIGURES if not name.endswith("_scaled"))  # for the terminal's table to fit a screen
 _SHOWN = (1, 3, 5)  # severities of the examples
 _COLUMNS = 3
 _VAGUE = "†"
@@ -65,10 +66,10 @@ def robustness_sections(run: FinishedRun, data: ImageData, suite: Suite, summary
 
 def robustness_table(summary: dict[str, Any]) -> str:
     """The same in short, for the terminal."""
-    rows = [["arm", "test images", *_TITLES.values()]]
+    rows = [["arm", "test images", *(_TITLES[name] for name in _IN_SHORT)]]
     for arm in summary["arms"]:
         for words, figures in (("clean", summary["clean"]), ("corrupted", summary["corrupted"])):
-            rows.append([arm, words, *(mean_text(figures[arm][name]) or "-" for name in FIGURES)])
+            rows.append([arm, words, *(mean_text(figures[arm][name]) or "-" for name in _IN_SHORT)])
     lines = [_heading(summary), aligned(rows), "", *(found["sentence"] for found in summary["verdicts"])]
     lines += [f"Left out: {name}, as {reason}" for name, reason in summary["left_out"].items()]
     return "\n".join(lines)
@@ -88,8 +89,9 @@ def _text(summary: dict[str, Any]) -> str:
     what = (
         f"The kept weights of every arm and seed on the test images under {len(summary['by_severity'])} corruptions "
         f"({_origin(summary)}), each of {len(SEVERITIES)} severities, made at {size} x {size} pixels and the same for "
-        "all arms and seeds. Nothing was trained, and no threshold was chosen on corrupted images. Figures under "
-        "corruption are means over severities and corruptions."
+        "all arms and seeds. Nothing was trained, and no threshold or temperature was chosen on corrupted images: "
+        "scaled figures are at those of clean validation images. Figures under corruption are means over severities "
+        "and corruptions."
     )
     left_out = "; ".join(f"{name}, as {reason}" for name, reason in summary["left_out"].items())
     what += f" Left out: {left_out}." if left_out else ""

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import save_file
 
 from ..errors import CheckpointWarning, InputError, first_line
-from ..files import PARTIAL, flush, read_json, sha256_of, storage_errors, write_json, write_weights
+from ..files import PARTIAL, flush, read_json, sha256_of, storage_errors, write_json
 from ..runs.results import Progress
 
 KEPT = 2
@@ -67,18 +68,28 @@ def save_checkpoint(
             for path in files:
                 flush(path)
             checksums = {path.name: sha256_of(path) for path in files}
-            write_json(partial / _MANIFEST, checksums | _save_best(state, progress, new_best))
+            write_json(partial / _MANIFEST, checksums | _save_best(state, partial, progress, new_best))
             os.replace(partial, folder)
             flush(state)
             _remove_unused_weights(state)
     accelerator.wait_for_everyone()
 
 
-def _save_best(state: Path, progress: Progress, new_best: dict[str, torch.Tensor] | None) -> dict[str, str]:
-    """What the manifest says of the best weights: their checksum, where there are any."""
+def _save_best(
+    state: Path, partial: Path, progress: Progress, new_best: dict[str, torch.Tensor] | None
+) -> dict[str, str]:
+    """What the manifest says of the best weights: their checksum, where there are any.
+
+    safetensors writes them itself, in a quarter of the time that they take as bytes. A file that a kill leaves of that
+    lies in the partial checkpoint, and goes with it.
+    """
     if new_best is not None:
         path = best_weights(state, progress.best_epoch)
-        write_weights(path, new_best)
+        written = partial / path.name
+        save_file({name: weight.cpu().contiguous() for name, weight in new_best.items()}, written)
+        flush(written)
+        os.replace(written, path)
+        flush(state)
         return {_BESIDE + path.name: sha256_of(path)}
     before = checkpoint_folder(state, progress.epochs - 1) / _MANIFEST
     return _vouched_for(before) if before.exists() else {}

@@ -35,16 +35,19 @@ class MergeTally:
         """Of this stage so far, for the progress bar; waits for the device."""
         return sum(merged for _, merged, _ in self._totals().values())
 
-    def rows(self, epoch: int) -> list[list[Any]]:
-        """A row per watched layer: what was merged since the last call, the effective rank of its kernels now, and how
-        far the first step since then moved them.
+    def rows(self, epoch: int, with_ranks: bool = True) -> list[list[Any]]:
+        """A row per watched layer: what was merged since the last call, the effective rank of its kernels now, if asked
+        for, and how far the first step since then moved them.
         """
         before, self._before = self._before, self._totals()
         rows, moved = [], self._first_merge.moved() if self._first_merge else {}
-        for layer, rank in kernel_ranks(self._model, self._watched).items():
+        ranks = kernel_ranks(self._model, self._watched) if with_ranks else {}
+        for layer in (watched.name for watched in self._watched):
             early, late = before.get(layer, _NOTHING), self._before.get(layer, _NOTHING)
             drawn, merged, cosines = (b - a for a, b in zip(early, late, strict=True))
-            rows.append([epoch, layer, drawn, merged, cosines / merged if merged else None, rank, moved.get(layer)])
+            rows.append(
+                [epoch, layer, drawn, merged, cosines / merged if merged else None, ranks.get(layer), moved.get(layer)]
+            )
         return rows
 
     def _totals(self) -> dict[str, tuple[int, int, float]]:
@@ -112,6 +115,14 @@ def watched_layers(model: nn.Module, arm: Arm, options: Options) -> list[KernelL
             layer.name: layer for layer in kernel_layers(model, skip, merge_channels=options.compact) if layer.selected
         }
     return sorted(layers.values(), key=lambda layer: layer.index)
+
+
+def looks_at_ranks(epoch: int, epochs: int) -> bool:
+    """Whether the ranks after an epoch are told whether or not it is kept: a long stage has ten to twenty such epochs.
+
+    They take as long as its checkpoint, and change slowly.
+    """
+    return (epochs - epoch) % max(1, epochs // 10) == 0
 
 
 def total_merges(rows: list[list[Any]]) -> dict[str, dict[str, int]]:

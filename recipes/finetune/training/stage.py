@@ -28,7 +28,7 @@ from .checkpoints import best_weights, load_checkpoint, save_checkpoint
 from .epoch import train_epoch
 from .evaluation import evaluate, trained_weights_put_back, use_evaluated_weights
 from .leaving import write_smaller
-from .merge_tally import total_merges
+from .merge_tally import looks_at_ranks, total_merges
 from .optim import follow_plateau
 from .plan import Stage
 from .randomness import seed_globals
@@ -89,7 +89,6 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
     loss = _train(session, epoch, title)
     _merge_without_steps(session)
     seconds = time.perf_counter() - start
-    merges = session.tally.rows(epoch + 1)
     if isinstance(session.average, AveragedModel):
         session.average.update_parameters(session.bare_model)
     with trained_weights_put_back(session):
@@ -101,6 +100,7 @@ def _run_epoch(session: Session, progress: Progress) -> tuple[Progress, dict[str
         weights = None
         if new_best and stage.keeps_best:
             weights = {name: value.clone() for name, value in accelerator.get_state_dict(session.model).items()}
+    merges = session.tally.rows(epoch + 1, with_ranks=new_best or looks_at_ranks(epoch + 1, stage.epochs))
     accelerator.print(f"{title}: loss {loss:.4f}, {_line(scores)}")
     log_epoch(accelerator, epoch + 1, lr, loss, scores, merges)
     after = Progress(

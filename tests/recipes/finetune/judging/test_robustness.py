@@ -52,7 +52,10 @@ def test_the_endpoint_is_the_mean_over_all_cells_and_judged_over_the_same_cases(
     ]
     summary = summarise_robustness(TASK, "general", clean_of(clean), cells)
     aurocs = np.array(
-        [[[figures_of(TASK, LABELS, p, None)["auroc"] for p in found[arm]] for arm in ARMS] for _, _, found in cells]
+        [
+            [[figures_of(TASK, LABELS, p, Chosen())["auroc"] for p in found[arm]] for arm in ARMS]
+            for _, _, found in cells
+        ]
     ).mean(axis=0)
     draws = np.mean([bootstrap(TASK, LABELS, found).replicates(ARMS) for _, _, found in cells], axis=0)
     expected = compare(aurocs[::-1], error_covariances(draws[:, ::-1]))
@@ -132,7 +135,7 @@ def test_an_arm_that_diverged_in_a_seed_is_told_and_not_judged_there() -> None:
     )
     first, last = given.predictions["inmerge"]
     given.predictions["inmerge"][:] = [first, None, last]
-    given.chosen["inmerge"].append(None)
+    given.chosen["inmerge"].insert(1, None)
     found = summarise_robustness(TASK, "general", given, [("fog", 1, clean)])
     assert found["corrupted"]["inmerge"]["auroc"]["values"][1] is None
     assert found["change"]["inmerge"]["ece"]["values"][1] is None

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from finetune.training.merge_tally import MergeTally
+from finetune.training.merge_tally import MergeTally, looks_at_ranks
 from timm.optim import Lookahead
 from torch import nn
 from torch.optim import SGD
@@ -66,3 +66,19 @@ def test_displacement_is_0_where_nothing_is_merged_and_unknown_where_it_can_not_
     tally = MergeTally(model, plain, layers)
     plain.step()
     assert tally.rows(1)[0][-1] is None
+
+
+def test_ranks_are_told_where_they_are_asked_for() -> None:
+    model, layers = net(), [layer for layer in kernel_layers(net(), names=["2"]) if layer.selected]
+    tally = MergeTally(model, SGD(model.parameters(), lr=0.1), layers)
+    (with_ranks,), (without,) = tally.rows(1), tally.rows(1, with_ranks=False)
+    assert 1 < with_ranks.pop(5) <= 8
+    assert without.pop(5) is None
+    assert with_ranks == without
+
+
+@pytest.mark.parametrize(("epochs", "looks"), [(1, 1), (5, 5), (19, 19), (25, 13), (100, 10)])
+def test_a_long_stage_looks_at_ranks_now_and_then_and_at_its_end(epochs: int, looks: int) -> None:
+    found = [epoch for epoch in range(1, epochs + 1) if looks_at_ranks(epoch, epochs)]
+    assert len(found) == looks
+    assert found[-1] == epochs
