@@ -13,7 +13,8 @@ from commands import ROOT, commands, parse
 def test_every_documented_command_can_be_parsed(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     told = commands()
-    assert len(told) > 60
+    assert len(told) > 110
+    assert ("tutorials.md", "python examples/plain_torch.py") in told  # of a block of code, behind others
     wrong = {}
     for page, command in told:
         try:
