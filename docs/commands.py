@@ -21,10 +21,14 @@ from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-STARTS = ("python ", "accelerate launch ", "torchrun ", "inmerge ", "inmerge-recipes ", "make ", "pip install ")
+STARTS = ("python ", "accelerate launch ", "torchrun ", "inmerge-recipes ", "make ", "pip install ")
+STARTS += ("inmerge inspect", "inmerge compact", "inmerge --")  # a line of a table may begin with the arm's name
 
 # What is run with the names below standing for a finished demo, and for a folder of images.
-RUN = re.compile(r"python recipes/(report|predict|robustness)\.py|python examples/|inmerge-recipes .*demo\.yaml")
+RUN = re.compile(
+    r"python recipes/(report|predict|robustness)\.py|python examples/|inmerge-recipes .*demo\.yaml"
+    r"|inmerge (--|\w+ --help|inspect \w+$)"
+)
 RUNS = re.compile(r"runs/(?!side)[\w-]+")
 IMAGES = re.compile(r"\b(scan\.png|scan\.dcm|new_images|more_images/|images/)")
 NEEDS = {
@@ -40,7 +44,9 @@ def commands() -> list[tuple[str, str]]:
     found: dict[str, str] = {}
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for block in re.findall(r"^```(?:|bash|sh)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for language, block in re.findall(r"^```(.*?)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            if language not in ("", "bash", "sh"):
+                continue
             for name, value in re.findall(r'^(\w+)="(.*)"$', block, re.MULTILINE):
                 block = block.replace(f"${name}", value)
             for line in map(str.strip, block.splitlines()):
@@ -133,11 +139,15 @@ def _run(command: str, folder: Path) -> int:
     """Run a command in a folder with the project's scripts, where its runs and images stand for those of the demo."""
     several = len(set(RUNS.findall(command))) > 1
     command = IMAGES.sub("image.png", RUNS.sub("runs/demo", command))
+    if "--output runs/demo" in command:  # it is trained anew: no run is written over
+        shutil.rmtree(folder / "runs/demo")
     if several:
         shutil.copytree(folder / "runs/demo", folder / "runs/other", dirs_exist_ok=True)
         command = command.replace("runs/demo runs/demo", "runs/demo runs/other", 1)
     if command.startswith("inmerge-recipes"):
         command = command.replace("inmerge-recipes ", "python recipes/__main__.py ")
+    if command.startswith("inmerge "):
+        command = command.replace("inmerge ", "python -m inmerge_optim ", 1)
     python = f"{shlex.quote(sys.executable)} "
     done = subprocess.run(
         command.replace("python ", python, 1),

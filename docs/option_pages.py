@@ -8,11 +8,14 @@ import inspect
 import textwrap
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+_ON_FINISHED_RUNS = ("report", "predict", "robustness")
 
 
 def write_option_pages(path: Path) -> None:
-    """Write a Markdown page with a table of the options that all share, and one for each recipe's own."""
+    """Write a Markdown page with a table of the options that all trials share, and one for each recipe's own."""
     from finetune.options import Options
 
     lines = [
@@ -23,30 +26,50 @@ def write_option_pages(path: Path) -> None:
         "",
         "## Every trial",
         "",
+        "The recipes that train have these, but for those that one sets itself; the last three read finished runs.",
+        "",
         *_table(Options, set()),
     ]
     shared = {field.name for field in dataclasses.fields(Options)}
-    for recipe, options in _recipes().items():
+    for recipe, options in option_classes().items():
+        of_trial = shared if recipe not in _ON_FINISHED_RUNS else set()
         own = dataclasses.fields(options)
-        kept = {field.name for field in own if field.name in shared and not _differs(field, Options)}
+        left_out = {field.name for field in own if field.name in of_trial and not _differs(field, Options)}
         hints = get_type_hints(options, include_extras=True)
-        kept |= {name for name, hint in hints.items() if get_origin(hint) is Annotated}  # suppressed
-        lines += ["", f"## {recipe}", "", inspect.cleandoc(options.__doc__ or ""), "", *_table(options, kept)]
+        left_out |= {name for name, hint in hints.items() if _is_marked(hint, "Suppress")}
+        lines += ["", f"## recipes/{recipe}.py", "", inspect.cleandoc(options.__doc__ or ""), ""]
+        if of_trial and not issubclass(options, Options):
+            lines += ["It has the options of the recipe that reads its `--dataset`, and", ""]
+        lines += _table(options, left_out)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _recipes() -> dict[str, type]:
+def option_classes() -> dict[str, type]:
+    """The dataclass of each recipe's options, those that run trials first."""
     from compaction import CompactionOptions
     from finetune.sources.options import ChestXrayOptions, DatasetOptions, OwnImagesOptions
+    from model_zoo import ZooOptions
+    from predict import PredictOptions
+    from report import ReportOptions
+    from robustness import RobustnessOptions
     from sensitivity import SweepOptions
 
     return {
-        "recipes/medmnist2d.py": DatasetOptions,
-        "recipes/chestxray.py": ChestXrayOptions,
-        "recipes/imagefolder.py": OwnImagesOptions,
-        "recipes/sensitivity.py": SweepOptions,
-        "recipes/compaction.py": CompactionOptions,
+        "medmnist2d": DatasetOptions,
+        "chestxray": ChestXrayOptions,
+        "imagefolder": OwnImagesOptions,
+        "model_zoo": ZooOptions,
+        "sensitivity": SweepOptions,
+        "compaction": CompactionOptions,
+        "report": ReportOptions,
+        "predict": PredictOptions,
+        "robustness": RobustnessOptions,
     }
+
+
+def _is_marked(hint: Any, marker: str) -> bool:
+    """Say whether an option has this marker of tyro's."""
+    return any(repr(given) == marker for given in getattr(hint, "__metadata__", ()))
 
 
 def _differs(field: dataclasses.Field[Any], options: type) -> bool:
@@ -55,16 +78,32 @@ def _differs(field: dataclasses.Field[Any], options: type) -> bool:
 
 
 def _table(options: type, left_out: set[str]) -> list[str]:
-    hints, texts = get_type_hints(options), _texts(options)
-    rows = ["| option | default | |", "|---|---|---|"]
+    hints, texts = get_type_hints(options, include_extras=True), _texts(options)
+    rows = ["| option | takes | default | |", "|---|---|---|---|"]
     for field in dataclasses.fields(options):
         if field.name not in left_out:
-            name = f"--{field.name.replace('_', '-')}"
-            rows.append(f"| `{name}` | {_default(field, hints[field.name])} | {_cell(texts.get(field.name, ''))} |")
+            hint = hints[field.name]
+            flag = f"--{field.name.replace('_', '-')}"
+            name = field.name.upper() if _is_marked(hint, "Positional") else flag
+            rows.append(f"| `{name}` | {_takes(hint)} | {_default(field)} | {_cell(texts.get(field.name, ''))} |")
     return rows
 
 
-def _default(field: dataclasses.Field[Any], hint: Any) -> str:
+def _takes(hint: Any) -> str:
+    """What may follow an option, as its type says."""
+    given = get_args(hint)
+    if get_origin(hint) is Annotated:
+        return _takes(given[0])
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{value}`" for value in given)
+    if get_origin(hint) is tuple:
+        return f"{_takes(given[0])} ..."
+    if given:
+        return " or ".join(_takes(kind) for kind in given if kind is not NoneType)
+    return {int: "a whole number", float: "a number", str: "text", Path: "a path", bool: "a switch"}[hint]
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
     value = field.default
     if value is dataclasses.MISSING:
         return "required"

@@ -36,6 +36,9 @@ Weights from files, as the command ``inmerge`` and the recipes read them:
 
     read_checkpoint     reads a file without running code in it, and compares it with the model
     CheckpointError     says what is wrong with it
+
+The method is from Wang, Almakky, Ma, Saeed, Yaqub: "In-Model Merging for Enhancing the Robustness of Medical Imaging
+Classification Models", arXiv 2502.20516; this is an independent implementation, and no medical device.
 """
 
 from __future__ import annotations
@@ -109,4 +112,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

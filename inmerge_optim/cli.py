@@ -63,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 2 if the input can't be used, which standard error then explains in one sentence.
     """
-    options = _parser().parse_args(_join_values(sys.argv[1:] if arguments is None else arguments))
+    parser = _parser()
+    options = parser.parse_args(_join_values(sys.argv[1:] if arguments is None else arguments))
+    if options.command is None:
+        parser.error("a command is missing: inspect or compact")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: _say("warning", str(message))
@@ -90,7 +93,7 @@ def _one_line(message: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="inmerge", description="In-model merging (InMerge) of similar kernels.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"inmerge {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")  # asked for once no option is unknown
     inspect = commands.add_parser(
         "inspect",
         help="show which layers of a model are merged, and how many of their kernels are similar enough",
@@ -373,7 +376,11 @@ def _compact(options: argparse.Namespace) -> None:
         inputs = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
         smaller, report = compact(model, inputs, options.tolerance)
     except ImportError as error:
-        raise InputError(f"{error}: pip install 'inmerge_optim[compact]'") from error
+        lacking = error.__cause__ or error
+        raise InputError(
+            f"inmerge compact needs torch, timm, numpy and torch-pruning ({lacking}): "
+            "pip install 'inmerge_optim[compact]'"
+        ) from error
     except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     print(f"{printable(title)}\n\n{report}")

@@ -235,8 +235,12 @@ def remove_channels(model: nn.Module, example_inputs: Any, removed: Sequence[Rem
         example_inputs: as for compact.
         removed: ``report.removed`` of compact.
 
+    Returns:
+        The smaller copy, in eval mode; ``model`` stays as it is.
+
     Raises:
-        ValueError: the model has no such layer or channel.
+        ImportError: torch-pruning is not installed.
+        ValueError: the model has no such layer or channel, or can't be traced with these inputs.
 
     Example:
         >>> build = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -267,6 +271,9 @@ def save_compacted(
         description: ``model``, a name in timm's registry, or None for a model of one's own; ``settings``, of
             ``timm.create_model``: ``num_classes`` and ``in_chans`` alone; ``input_size``, the shape of the batch that
             compact was given.
+
+    Raises:
+        OSError: the file can't be written; nothing is left half-written.
     """
     removed = [[name, list(taken)] for name, taken in report.removed]
     text = json.dumps({**{name: description[name] for name in _DESCRIPTION}, "removed": removed})
@@ -292,6 +299,7 @@ def load_compacted(path: str | Path, model: nn.Module | None = None) -> nn.Modul
 
     Raises:
         CheckpointError: the file is none of these, or is of another model; the sentence begins with its path.
+        ImportError: torch-pruning is not installed.
     """
     try:
         with safe_open(path, framework="pt") as file:

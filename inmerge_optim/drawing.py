@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from inmerge_optim.settings import check_count, check_setting
+
 Indices = npt.NDArray[np.int64]
 
 _NO_ORDER: Indices = np.empty(0, np.int64)
@@ -50,11 +52,19 @@ def draw_pairs(kernels: int, groups: int, merge_prob: float, rng: np.random.Gene
         The picked kernels, ascending, and their partners: two int64 arrays of the same length, empty where a group
         holds a single kernel.
 
+    Raises:
+        ValueError: a probability out of range, a count below 1, or groups that don't divide the kernels.
+
     Example:
         >>> picked, partners = draw_pairs(4, groups=2, merge_prob=1.0, rng=np.random.default_rng(0))
         >>> picked.tolist(), partners.tolist()
         ([0, 1, 2, 3], [1, 0, 3, 2])
     """
+    check_setting("merge_prob", merge_prob)
+    check_count("kernels", kernels, least=1)
+    check_count("groups", groups, least=1)
+    if kernels % groups:
+        raise ValueError(f"groups is {groups}, but it must divide the {kernels} kernels")
     (pairs,) = draw_layers([(kernels, groups)], [merge_prob], rng, [False])
     return pairs.picked, pairs.partners
 

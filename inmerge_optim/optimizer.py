@@ -262,6 +262,9 @@ class InMergeOptimizer(Optimizer):
 
         Args:
             rounds: how many, from 0.
+
+        Raises:
+            ValueError: ``rounds`` is no int from 0.
         """
         check_count("rounds", rounds)
         bound = self._bound()

@@ -52,6 +52,9 @@ def kernel_ranks(model: nn.Module, layers: Sequence[KernelLayer]) -> dict[str, f
         model: holds the weights; DDP, compiled and accelerate-prepared models are unwrapped.
         layers: of ``kernel_layers(model)``, or of an optimizer that merges (``optimizer.layers``).
 
+    Returns:
+        By a layer's name what effective_rank says of its weight, the layers in their order.
+
     Raises:
         AttributeError: ``model`` has no layer of that name.
 

@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _run(options: ReportOptions) -> None:
     if options.plan is not None:
-        print(_plan(options))
+        print(_plan(options.plan, options))
         return
     if options.margin is not None:
         raise InputError("--margin has no effect without --plan, the run to plan from")
@@ -73,7 +73,7 @@ def _write(folder: Path) -> "FinishedRun":
     return run
 
 
-def _plan(options: ReportOptions) -> str:
+def _plan(pilot: Path, options: ReportOptions) -> str:
     if options.runs:
         raise InputError("--plan makes no report: leave out the other run folders")
     if options.margin is not None and not options.margin > 0:
@@ -81,7 +81,7 @@ def _plan(options: ReportOptions) -> str:
     from finetune.reports.plan import plan_text
     from finetune.runs.finished import FinishedRun
 
-    return plan_text(FinishedRun(options.plan), options.margin)
+    return plan_text(FinishedRun(pilot), options.margin)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,13 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     """Spare the libraries' half a million objects from each collection, of which accelerate asks for two a stage."""
     gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Keep what coverage has measured in a process of xdist, which is killed where it takes ten seconds to end."""
+    measured = sys.modules["coverage"].Coverage.current() if "coverage" in sys.modules else None
+    if measured is not None:
+        measured.save()
 
 
 @pytest.fixture(autouse=True)

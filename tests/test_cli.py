@@ -120,6 +120,14 @@ def test_a_missing_library_is_one_sentence(library):
     assert done.stderr.count("\n") == 1
 
 
+def test_compact_says_once_what_is_to_be_installed(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    code, out, err = run(capsys, "compact", SMALL, "--output", tmp_path / "smaller.safetensors")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("inmerge: error: inmerge compact needs torch, timm, numpy and torch-pruning (")
+    assert err.endswith("): pip install 'inmerge_optim[compact]'\n")
+
+
 def test_the_module_runs_as_the_script_does():
     for arguments, expected in ((["--version"], f"inmerge {__version__}\n"), (["--help"], "usage: inmerge [-h]")):
         done = subprocess.run(
@@ -417,6 +425,21 @@ def test_a_pickle_is_refused(capsys, tmp_path):
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
     assert message in refused(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "a command is missing: inspect or compact"),
+        (["--versin"], "unexpected argument --versin: did you mean --version?"),
+        (["inspct"], "invalid choice: 'inspct' (choose from"),
+    ],
+)
+def test_a_command_that_is_missing_or_mistyped_is_one_sentence(capsys, arguments, message):
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
 
 
 def test_weights_that_cannot_be_fetched_point_to_checkpoint(capsys, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 import numpy as np
 import oracle
@@ -412,6 +413,21 @@ class Uniforms:
     def random(self, count):
         taken, self.numbers = self.numbers[:count], self.numbers[count:]
         return taken
+
+
+@pytest.mark.parametrize(
+    ("kernels", "groups", "prob", "message"),
+    [
+        (8, 1, 1.5, "merge_prob is 1.5, but it must be a number from 0 to 1"),
+        (8, 1, float("nan"), "merge_prob is nan"),
+        (8, 3, 0.3, "groups is 3, but it must divide the 8 kernels"),
+        (8, 0, 0.3, "groups is 0, but it must be an int from 1"),
+        (0, 1, 0.3, "kernels is 0, but it must be an int from 1"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(kernels, groups, prob, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draw_pairs(kernels, groups, prob, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize(

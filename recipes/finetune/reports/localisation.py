@@ -16,7 +16,7 @@ from accelerate import PartialState
 from captum.attr import LayerGradCam
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.patheffects import withStroke
+from matplotlib.patheffects import AbstractPathEffect, withStroke
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -125,7 +125,7 @@ def feature_map_layer(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
     which is coarser than it need be (VGG ends its features so), and a module that is called several times in a pass.
     """
     found: list[nn.Module] = []
-    pooled: list[torch.Tensor] = []
+    pooled: list[object] = []
 
     def note(module: nn.Module, _: object, output: object) -> None:
         is_map = isinstance(output, torch.Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1
@@ -229,11 +229,14 @@ def overlays(
             outcome = "hit" if hit(cams[arm], target, size) else "miss"
             panel.set_title(f"{arm}: p {likely[arm]:.2f}, {outcome}")
             if cams[arm].max() > 0:
-                outline = [withStroke(linewidth=4, foreground="black")]
-                panel.plot(*maximum(cams[arm], size), "x", ms=9, mew=2, color="white", path_effects=outline)
+                panel.plot(*maximum(cams[arm], size), "x", ms=9, mew=2, color="white", path_effects=_outline(4))
         for left, top, right, bottom in target.boxes:
-            outline = [withStroke(linewidth=3.5, foreground="black")]
             corner = Rectangle((left, top), right - left, bottom - top, fill=False, color="white", lw=1.5)
-            corner.set_path_effects(outline)
+            corner.set_path_effects(_outline(3.5))
             panel.add_patch(corner)
     return figure
+
+
+def _outline(width: float) -> list[AbstractPathEffect]:
+    """What sets white lines off from bright images."""
+    return [withStroke(linewidth=width, foreground="black")]

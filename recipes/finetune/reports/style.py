@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rcParams
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -47,16 +48,17 @@ def range_text(low: float | None, high: float | None) -> str | None:
 
 def interval_text(value: float | None, interval: tuple[float | None, float | None]) -> str | None:
     """A cell with a difference and its interval, as far as they are defined."""
-    if value is None or None in interval:
+    low, high = interval
+    if value is None or low is None or high is None:
         return number_text(value, SIGNED)
-    return with_bounds(value, *interval)
+    return with_bounds(value, low, high)
 
 
 def mean_text(figure: dict[str, Any]) -> str | None:
     """A cell with the mean of a figure over seeds, and its standard deviation where there are several."""
     if figure["mean"] is None:
         return None
-    return number_text(figure["mean"]) + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
+    return number(figure["mean"], "{:.4f}") + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
 
 
 def share_text(count: dict[str, int]) -> str | None:
@@ -112,7 +114,7 @@ def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]], margin: 
 def difference_legend(figure: Figure, judged: float = LEVEL, margin: bool = False) -> None:
     """What difference_rows draws; `judged` is the level of the thick interval."""
     level, judged_level = percent(LEVEL), number(100 * judged, "{:.4g} %")
-    handles = [
+    handles: list[Artist] = [
         Line2D([], [], color=GREY, marker="o", linestyle="", markersize=4, label="one seed"),
         Line2D(
             [],

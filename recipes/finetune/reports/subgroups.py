@@ -103,13 +103,15 @@ def _gaps(
     data: ImageData, parts: list[_Part], probabilities: Probabilities, others: list[str]
 ) -> list[list[str | None]]:
     """Each part minus the largest one, where they have labels in common."""
-    largest = max(parts, key=lambda part: len(part.rows), default=None)
+    if not parts:
+        return []
+    largest = max(parts, key=lambda part: len(part.rows))
     rows = []
     for part in parts:
-        labels = tuple(name for name in part.labels if largest and name in largest.labels)
+        labels = tuple(name for name in part.labels if name in largest.labels)
         if part is largest or not labels:
             continue
-        here, there = _figures(data, [part, largest], labels, probabilities)  # type: ignore[list-item]
+        here, there = _figures(data, [part, largest], labels, probabilities)
         cells = [_difference_text(here[arm] - there[arm]) for arm in probabilities]
         name = f"gap of {part.name} to {largest.name.partition(': ')[2]}"
         rows.append([name, None, None, str(len(labels)), *cells, *[None] * len(others)])

@@ -65,7 +65,7 @@ def check_run_folder(run: Path, options: Options, launch: dict[str, Any]) -> Non
     }
     if options.checkpoint and _has_begun_with_checkpoint(run):
         differing.discard("checkpoint")  # wherever it lies now
-        _check_same_checkpoint(run, options)
+        _check_same_checkpoint(run, options.checkpoint)
     _check_nothing_left_out(run, now)
     settings = [f"--{key.replace('_', '-')} {begun.get(key)}, not {now.get(key)}" for key in sorted(differing)]
     launched = read_json(run / VERSIONS).get("launch", {}) if (run / VERSIONS).exists() else launch
@@ -121,12 +121,12 @@ def _has_begun_with_checkpoint(run: Path) -> bool:
     return (run / VERSIONS).exists() and "checkpoint" in read_json(run / VERSIONS)
 
 
-def _check_same_checkpoint(run: Path, options: Options) -> None:
+def _check_same_checkpoint(run: Path, checkpoint: Path) -> None:
     """Refuse to go on with a run from other weights than it was begun with, whatever their file is called."""
-    begun, now = read_json(run / VERSIONS)["checkpoint"], sha256_of(options.checkpoint)
+    begun, now = read_json(run / VERSIONS)["checkpoint"], sha256_of(checkpoint)
     if begun != now:
         raise InputError(
-            f"--resume: the run in {run} was begun with a --checkpoint of sha256 {begun}, and {options.checkpoint} has "
+            f"--resume: the run in {run} was begun with a --checkpoint of sha256 {begun}, and {checkpoint} has "
             f"{now}: give the file that it was begun with, or choose another --output"
         )
 

@@ -1,7 +1,7 @@
 """What the columns of a table of images say: labels, patients, splits and subgroups."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import InputError, near_names
@@ -57,7 +57,7 @@ class Table:
     """
 
     name: str
-    columns: dict[str, list[Cell]]
+    columns: Mapping[str, Sequence[Cell]]
     first_row: int = 0
 
     def place(self, row: int) -> str:
@@ -116,10 +116,10 @@ def understand(table: Table, columns: Columns) -> Understood:
         labels=found,
         multi_label=multi_label,
         classes=classes,
-        parts=None if split is None else [_part(table, split, row) for row in range(len(table.columns[split]))],
+        parts=None if split is None else _parts(table, split),
         patients=None if patient is None else filled_cells(table, patient),
         subgroups={
-            name: [_subgroup(name, cell) for cell in table.columns[column]] for name, column in subgroups.items()
+            name: [_subgroup(name, cell) for cell in _texts(table, column)] for name, column in subgroups.items()
         },
         notices=notices,
     )
@@ -127,10 +127,23 @@ def understand(table: Table, columns: Columns) -> Understood:
 
 def filled_cells(table: Table, column: str) -> list[str]:
     """The cells of a column none of which may be empty."""
-    for row, cell in enumerate(table.columns[column]):
+    cells = _texts(table, column)
+    for row, cell in enumerate(cells):
         if not cell:
             raise InputError(f"{table.place(row)}: the column {column} is empty, expected it to be filled in every row")
-    return table.columns[column]  # type: ignore[return-value]
+    return cells
+
+
+def _texts(table: Table, column: str) -> list[str]:
+    """The cells of a column that is none of labels."""
+    cells: list[str] = []
+    for row, cell in enumerate(table.columns[column]):
+        if not isinstance(cell, str):
+            raise InputError(
+                f"{table.place(row)}: the column {column} has a list, expected one text: name another column"
+            )
+        cells.append(cell)
+    return cells
 
 
 def _given(table: Table, option: str, name: str) -> str:
@@ -198,13 +211,14 @@ def _labels_of_columns(table: Table, columns: list[str]) -> Labels:
     return rows, True, tuple(columns), []
 
 
-def _part(table: Table, column: str, row: int) -> str:
-    part = part_of(table.columns[column][row])
-    if part is None:
-        raise InputError(
-            f"{table.place(row)}: the column {column} has {table.columns[column][row]!r}, expected train, val or test"
-        )
-    return part
+def _parts(table: Table, column: str) -> list[str]:
+    parts: list[str] = []
+    for row, cell in enumerate(_texts(table, column)):
+        part = part_of(cell)
+        if part is None:
+            raise InputError(f"{table.place(row)}: the column {column} has {cell!r}, expected train, val or test")
+        parts.append(part)
+    return parts
 
 
 def _subgroup(name: str, cell: str) -> str | None:

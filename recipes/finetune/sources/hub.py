@@ -76,8 +76,8 @@ def read_hub(name: str, revision: str, columns: Columns) -> Listing:
     splits, version = load_hub(name, revision)
     if len(splits) == 1 and not Path(name).is_dir():
         splits = _split_by_folders(name, version) or splits
-    parts = {split: part_of(split) for split in splits}
-    if len(splits) > 1 and None in parts.values():
+    parts = {split: part for split in splits if (part := part_of(split)) is not None}
+    if len(splits) > 1 and len(parts) < len(splits):
         raise InputError(f"--hub {name} has the splits {', '.join(splits)}: expected train, validation and test")
     data = datasets.concatenate_datasets(list(splits.values()))
     pictures = [column for column, feature in data.features.items() if isinstance(feature, datasets.Image)]
@@ -91,14 +91,14 @@ def read_hub(name: str, revision: str, columns: Columns) -> Listing:
     texts = {column: _cells(data, column, f"--hub {name}") for column in data.column_names if column not in pictures}
     table = Table(f"--hub {name}", {image: [], **{column: cells for column, cells in texts.items() if cells}})
     understood = understand(table, Columns(image, columns.labels, columns.patient, columns.split, columns.subgroups))
-    given = [parts[split] for split, rows in splits.items() for _ in range(len(rows))]
+    given = [parts[split] for split, rows in splits.items() for _ in range(len(rows))] if len(splits) > 1 else None
     return Listing(
         cases=cases_of(data, image),
         images=HubImages(data.select_columns([image]), image, f"{name} {version}"),
         labels=understood.labels,
         multi_label=understood.multi_label,
         classes=_classes(data, understood),
-        parts=understood.parts or (given if len(splits) > 1 else None),
+        parts=understood.parts or given,
         patients=understood.patients,
         subgroups=understood.subgroups,
         files={name: version},
@@ -123,13 +123,14 @@ def _commit(name: str, revision: str) -> str:
 
 def _version_of_folder(folder: Path) -> str:
     """What changes with a folder's files, in place of a commit."""
-    files = [(path, regular_file(path)) for path in sorted(folder.rglob("*.parquet"))]
-    if not files:
-        raise InputError(f"--hub {folder} holds no parquet file: give a folder of images by --data-dir")
-    for path, status in files:
+    lines: list[str] = []
+    for path in sorted(folder.rglob("*.parquet")):
+        status = regular_file(path)
         if status is None:
             raise InputError(f"{path} is no file that can be read: take it away")
-    lines = [f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}" for path, status in files]
+        lines.append(f"{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}")
+    if not lines:
+        raise InputError(f"--hub {folder} holds no parquet file: give a folder of images by --data-dir")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 

@@ -92,13 +92,14 @@ def _check_unique(table: Table, cases: list[str]) -> None:
 def _find(table: Table, cases: list[str], folder: Path, allow_outside: bool) -> ImageFiles:
     if not folder.is_dir():
         raise InputError(f"--data-dir {folder} is no folder: give the folder that the paths of {table.name} start from")
-    paths: list[str | None] = [os.path.join(folder, case.replace("\\", "/")) for case in cases]
-    at_their_paths = list(map(os.path.lexists, paths))
+    named = [os.path.join(folder, case.replace("\\", "/")) for case in cases]
+    at_their_paths = list(map(os.path.lexists, named))
+    paths: list[str | None] = [*named]
     if not all(at_their_paths):
         by_name = _by_name(folder)
         paths = [
             path if there else _only(table, case, by_name)
-            for path, case, there in zip(paths, cases, at_their_paths, strict=True)
+            for path, case, there in zip(named, cases, at_their_paths, strict=True)
         ]
     if not allow_outside:
         inside = os.path.join(os.path.realpath(folder), "")

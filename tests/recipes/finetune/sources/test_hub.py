@@ -63,6 +63,14 @@ def test_lists_of_labels_and_patients(tmp_path: Path) -> None:
     assert listing.patients == ["7", "7", "8", "9"]
 
 
+@pytest.mark.parametrize("column", ["patient", "split", "age"])
+def test_lists_of_anything_else_are_refused(tmp_path: Path, column: str) -> None:
+    lists = datasets.List(datasets.Value("string")), [["train"], ["train"], ["test"], []]
+    folder = write(tmp_path / "d", "a.parquet", label=(datasets.Value("string"), list("xyxy")), **{column: lists})
+    with pytest.raises(InputError, match=f"row 0: the column {column} has a list, expected one text"):
+        read(folder)
+
+
 def test_the_splits_are_those_of_the_files(tmp_path: Path) -> None:
     for place, name in enumerate(("train", "validation", "test")):
         label = datasets.Value("string"), list("xyxy")
