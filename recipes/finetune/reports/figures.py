@@ -16,7 +16,19 @@ from ..judging.power import ALPHA
 from ..options import BASELINE
 from ..runs.finished import FinishedRun
 from ..runs.layout import BACKBONE, PLOTS
-from .style import GREY, WIDTH, difference_legend, difference_rows, legend, looks, new_figure, text_colour, write_figure
+from .style import (
+    GREY,
+    WIDTH,
+    contrast_name,
+    difference_legend,
+    difference_rows,
+    in_lines,
+    legend,
+    looks,
+    new_figure,
+    text_colour,
+    write_figure,
+)
 from .verdicts import judged_difference
 
 _BINS = 10
@@ -45,7 +57,8 @@ def _primary_difference(run: FinishedRun) -> Figure | None:
         difference = judged_difference(run.summary, found)
         if difference is not None and found["mean"] is not None:
             judged = {"low": found["low"], "high": found["high"]}
-            name = found["arm"] if found["reference"] == BASELINE else f"{found['arm']} -\n{found['reference']}"
+            arm, reference = found["arm"], found["reference"]
+            name = arm if reference == BASELINE else contrast_name(arm, reference)
             rows.append((name, difference | judged))
     if not rows:
         return None
@@ -229,7 +242,7 @@ def _confusion(run: FinishedRun) -> Figure:
             axes.text(j, i, text, ha="center", va="center", fontsize="small", color=text_colour(share))
         axes.set_xticks(range(len(classes)), names, rotation=40, ha="right", fontsize="small")
         axes.set_yticks(range(len(classes)), names, fontsize="small")
-        axes.set_title(arm, fontsize="medium")
+        axes.set_title(in_lines(arm), fontsize="small" if "@" in arm else "medium")
     figure.supxlabel("predicted", fontsize="medium")
     figure.supylabel("true", fontsize="medium")
     return figure
@@ -275,7 +288,7 @@ def _merge_rates(run: FinishedRun) -> Figure | None:
                 axes.text(j, i, text, ha="center", va="center", fontsize="x-small", color=text_colour(value / largest))
         axes.set_xticks(range(rate.shape[1]), rate.columns)
         axes.set_yticks(range(rate.shape[0]), rate.index, fontsize="small")
-        axes.set_title(arm, fontsize="medium", loc="left")
+        axes.set_title(in_lines(arm, 42), fontsize="small" if "@" in arm else "medium", loc="left")
         axes.set_xlabel("epoch of the arm")
         figure.colorbar(image, ax=axes, format=lambda share, _: percent(share, 1))
     return figure

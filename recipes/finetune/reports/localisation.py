@@ -27,7 +27,7 @@ from ..runs.layout import PLOTS, WEIGHTS
 from ..runs.sections import Section
 from ..training.batches import channel_statistics, crop, model_input
 from ..training.models import load_model
-from .style import write_figure
+from .style import in_lines, write_figure
 
 _BATCH = 32
 
@@ -227,7 +227,7 @@ def overlays(
             heat = F.interpolate(cam, (size, size), mode="bilinear")[0, 0].numpy() / max(cams[arm].max(), 1e-12)
             panel.imshow(heat, cmap="viridis", vmin=0, vmax=1, alpha=0.65 * heat, extent=(0, size, size, 0))
             outcome = "hit" if hit(cams[arm], target, size) else "miss"
-            panel.set_title(f"{arm}: p {likely[arm]:.2f}, {outcome}")
+            panel.set_title(f"{in_lines(arm)}: p {likely[arm]:.2f}, {outcome}")
             if cams[arm].max() > 0:
                 panel.plot(*maximum(cams[arm], size), "x", ms=9, mew=2, color="white", path_effects=_outline(4))
         for left, top, right, bottom in target.boxes:

@@ -5,6 +5,7 @@ they can be told apart in grey print as well. Figures are narrow, for phones.
 """
 
 import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,22 @@ def mean_text(figure: dict[str, Any]) -> str | None:
     return number(figure["mean"], "{:.4f}") + ("" if figure["std"] is None else f" ± {figure['std']:.4f}")
 
 
+def in_lines(name: str, letters: int = 26) -> str:
+    """An arm's name in lines of so many letters, as far as its settings can be told apart."""
+    lines = [""]
+    for part in re.split(r"(?<=[@,])", name):
+        if lines[-1] and len(lines[-1] + part) > letters:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def contrast_name(arm: str, reference: str) -> str:
+    """Two arms that are compared, with the settings that both have told once."""
+    (base, _, settings), (other, _, others) = arm.partition("@"), reference.partition("@")
+    return f"{base} - {other}@{settings}" if settings and settings == others else f"{arm} - {reference}"
+
+
 def share_text(count: dict[str, int]) -> str | None:
     """A cell with the share of drawn pairs that merged."""
     return percent(count["merged"] / count["drawn"], 2) if count["drawn"] else None
@@ -105,7 +122,9 @@ def difference_rows(axes: Axes, rows: list[tuple[str, dict[str, Any]]], margin: 
         if difference["mean"] is not None:
             axes.plot(difference["mean"], height, "D", color=_COLOURS[0], markeredgecolor="white", markersize=8)
     axes.axvline(0, color=GREY, linewidth=0.8)
-    axes.set_yticks([-place for place in range(len(rows))], [label for label, _ in rows])
+    labels = [in_lines(label) for label, _ in rows]
+    size = "x-small" if any("\n" in label for label in labels) else "medium"
+    axes.set_yticks([-place for place in range(len(rows))], labels, fontsize=size)
     axes.set_ylim(-len(rows) + 0.5, 0.5)
     axes.locator_params(axis="x", nbins=5)
     axes.grid(axis="x", alpha=0.3)
