@@ -1,16 +1,23 @@
-"""Scores of predictions: what scikit-learn and torchmetrics give of them, which the tests compare them with.
-
-A figure is computed in many resamples of the cases at once, and over all cases as in one resample that holds each of
-them once: scikit-learn's own functions take some milliseconds for each class, mostly to check what they are given.
-A metric is added to METRICS, and nowhere else.
-"""
+"""Scores of predictions, from scikit-learn and torchmetrics. A metric is added to METRICS, and nowhere else."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
+import torch
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    cohen_kappa_score,
+    f1_score,
+    log_loss,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
+from torchmetrics.functional.classification import binary_calibration_error, multiclass_calibration_error
 
 from ..data.tasks import Task
 from . import weighted
@@ -19,9 +26,10 @@ from .temperature import fit_temperatures, scale
 _BINS = 15
 
 Thresholds = dict[str, np.ndarray]
-# From which cases are positive, their probabilities of it, and which are predicted to be so, each (N,), and how often
-# each of B resamples holds each case, (N, B); (B,).
-OfClass = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+# From which cases are positive, their probabilities of it, and which are predicted to be so, each (N,).
+OfClass = Callable[[np.ndarray, np.ndarray, np.ndarray], float]
+# The same, and how often each of B resamples holds each case, (N, B); (B,).
+OfClassResampled = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,23 +74,24 @@ class Scored:
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of predictions, given in one of three ways.
+    """A figure of predictions.
 
     Attributes:
         title: as reports write it.
-        of_class: its value for one class against the rest, in many resamples of the cases at once; NaN where one
-            leaves it undefined, as where all cases or none are positive. The figure is the mean over classes.
-        resampled: its value over all in many resamples at once, likewise.
-        of: its value over all cases; None where they leave it undefined. Its differences have no interval but that over
-            seeds, and no verdict.
+        of_class: its value for one class against the rest, not asked for where all cases or none are positive. None:
+            it has none.
+        of: its value over all; None where the labels leave it undefined. By default the mean of of_class.
+        of_class_resampled, resampled: the same in many resamples of the cases at once, NaN where one leaves it
+            undefined. Without them a difference has no interval but that over seeds, and no verdict.
         lower_is_better: as of a loss.
         aside: left out of the terminal's table, for that to fit a screen.
     """
 
     title: str
     of_class: OfClass | None = None
-    resampled: Callable[[Scored, np.ndarray], np.ndarray] | None = None
     of: Callable[[Scored], float | None] | None = None
+    of_class_resampled: OfClassResampled | None = None
+    resampled: Callable[[Scored, np.ndarray], np.ndarray] | None = None
     lower_is_better: bool = False
     aside: bool = False
 
@@ -105,7 +114,7 @@ def score(
     """
     scored = Scored(task, labels, probabilities, chosen)
     return {
-        name: metric.of(scored) if metric.of else _of_one(_resampled(metric, scored, _once(scored)))
+        name: metric.of(scored) if metric.of else mean_of_known(list(_by_class(metric.of_class, scored).values()))
         for name, metric in METRICS.items()
         if names is None or name in names
     }
@@ -119,8 +128,8 @@ def per_class(
     """
     scored = Scored(task, labels, probabilities, chosen)
     named = [(name, metric.of_class) for name, metric in METRICS.items() if metric.of_class]
-    by_metric = {name: _by_class(of_class, scored, _once(scored)) for name, of_class in named}
-    return {task.classes[k]: {name: _of_one(by_metric[name][k]) for name in by_metric} for k in positives(task, labels)}
+    by_metric = {name: _by_class(of_class, scored) for name, of_class in named}
+    return {task.classes[k]: {name: by_metric[name][k] for name in by_metric} for k in positives(task, labels)}
 
 
 def resample(scored: Scored, weights: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
@@ -137,7 +146,7 @@ def resample(scored: Scored, weights: np.ndarray, metrics: Sequence[str]) -> dic
 
 def resample_aurocs(scored: Scored, weights: np.ndarray) -> dict[str, np.ndarray]:
     """The AUROC of each scored class in each resample, (B,)."""
-    found = _by_class(METRICS["auroc"].of_class, scored, weights)
+    found = _by_class_resampled(METRICS["auroc"].of_class_resampled, scored, weights)
     return {scored.task.classes[k]: values for k, values in found.items()}
 
 
@@ -193,18 +202,35 @@ def has_auroc(task: Task, labels: np.ndarray) -> bool:
     return any(map(_has_both, positives(task, labels).values()))
 
 
-def _accuracy(scored: Scored, weights: np.ndarray) -> np.ndarray:
+def _accuracy(scored: Scored) -> float:
+    if scored.task.multi_label:
+        return float(np.mean(scored.labels == (scored.probabilities > 0.5)))
+    return float(accuracy_score(scored.labels, scored.probabilities.argmax(axis=1)))
+
+
+def _accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     if scored.task.multi_label:
         return weighted.mean((scored.labels == (scored.probabilities > 0.5)).mean(axis=1), weights)
     return weighted.mean(scored.labels == scored.probabilities.argmax(axis=1), weights)
 
 
-def _balanced_accuracy(scored: Scored, weights: np.ndarray) -> np.ndarray:
+def _balanced_accuracy(scored: Scored) -> float | None:
+    pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
+    return mean_of_known([float(balanced_accuracy_score(*pair)) for pair in pairs])
+
+
+def _balanced_accuracy_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     pairs, classes = _calls(scored), _classes_of_a_call(scored)
     return _defined_mean([weighted.balanced_accuracy(*pair, classes, weights) for pair in pairs])
 
 
-def _kappa(scored: Scored, weights: np.ndarray) -> np.ndarray:
+def _kappa(scored: Scored) -> float | None:
+    pairs = [pair for pair in _calls(scored) if len(np.unique(pair[0])) > 1]
+    costs, classes = "quadratic" if scored.task.kind == "ordinal" else None, range(_classes_of_a_call(scored))
+    return mean_of_known([float(cohen_kappa_score(*pair, labels=classes, weights=costs)) for pair in pairs])
+
+
+def _kappa_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     pairs, classes, quadratic = _calls(scored), _classes_of_a_call(scored), scored.task.kind == "ordinal"
     return _defined_mean([weighted.kappa(*pair, classes, weights, quadratic) for pair in pairs])
 
@@ -220,7 +246,26 @@ def _classes_of_a_call(scored: Scored) -> int:
     return 2 if scored.task.multi_label else len(scored.task.classes)
 
 
-def _log_loss(scored: Scored, weights: np.ndarray) -> np.ndarray:
+def _auroc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(roc_auc_score(positive, probabilities))
+
+
+def _auprc(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(average_precision_score(positive, probabilities))
+
+
+def _f1(positive: np.ndarray, probabilities: np.ndarray, predicted: np.ndarray) -> float:
+    return float(f1_score(positive, predicted))
+
+
+def _log_loss(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([log_loss(positive, p, labels=[False, True]) for positive, p in pairs]))
+    return float(log_loss(scored.labels, scored.probabilities, labels=range(len(scored.task.classes))))
+
+
+def _log_loss_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     smallest = np.finfo(scored.probabilities.dtype).eps  # scikit-learn's
     pairs = _outcomes(scored)
     if pairs:
@@ -230,7 +275,11 @@ def _log_loss(scored: Scored, weights: np.ndarray) -> np.ndarray:
     return weighted.mean(-np.log(np.clip(of_label, smallest, 1 - smallest)), weights)
 
 
-def _brier(scored: Scored, weights: np.ndarray) -> np.ndarray:
+def _brier(scored: Scored) -> float:
+    return float(np.mean(_brier_of_cases(scored)))
+
+
+def _brier_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     return weighted.mean(_brier_of_cases(scored), weights)
 
 
@@ -242,10 +291,22 @@ def _brier_of_cases(scored: Scored) -> np.ndarray:
     return ((scored.probabilities - one_hot) ** 2).sum(axis=1)
 
 
-def _ece(scored: Scored, weights: np.ndarray) -> np.ndarray:
+def _ece(scored: Scored) -> float:
+    pairs = _outcomes(scored)
+    if pairs:
+        return float(np.mean([_binary_ece(positive, p) for positive, p in pairs]))
+    probabilities, labels = torch.from_numpy(scored.probabilities), torch.from_numpy(scored.labels)
+    return float(multiclass_calibration_error(probabilities, labels, len(scored.task.classes), n_bins=_BINS))
+
+
+def _ece_resampled(scored: Scored, weights: np.ndarray) -> np.ndarray:
     likely = scored.probabilities
     pairs = _outcomes(scored) or [(likely.argmax(axis=1) == scored.labels, likely.max(axis=1))]
     return np.mean([weighted.calibration_error(*pair, _BINS, weights) for pair in pairs], axis=0)
+
+
+def _binary_ece(positive: np.ndarray, probabilities: np.ndarray) -> torch.Tensor:
+    return binary_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(positive).long(), n_bins=_BINS)
 
 
 def _outcomes(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -255,27 +316,22 @@ def _outcomes(scored: Scored) -> list[tuple[np.ndarray, np.ndarray]]:
     """
     if scored.task.kind not in ("multi-label", "binary"):
         return []
-    found = [(cases, scored.probabilities[:, k]) for k, cases in positives(scored.task, scored.labels).items()]
+    found = [(cases, scored.probabilities[:, k].copy()) for k, cases in positives(scored.task, scored.labels).items()]
     return [pair for pair in found if _has_both(pair[0])] or found
 
 
-def _once(scored: Scored) -> np.ndarray:
-    """The resample that is all cases."""
-    return np.ones((len(scored.labels), 1))
-
-
-def _of_one(values: np.ndarray) -> float | None:
-    return None if np.isnan(values[0]) else float(values[0])
+def _by_class(of_class: OfClass, scored: Scored) -> dict[int, float | None]:
+    """A figure per scored output; None where all cases or none are positive."""
+    return {k: of_class(*columns) if _has_both(columns[0]) else None for k, columns in _columns(scored).items()}
 
 
 def _resampled(metric: Metric, scored: Scored, weights: np.ndarray) -> np.ndarray:
     if metric.resampled:
         return metric.resampled(scored, weights)
-    return _defined_mean(list(_by_class(metric.of_class, scored, weights).values()))
+    return _defined_mean(list(_by_class_resampled(metric.of_class_resampled, scored, weights).values()))
 
 
-def _by_class(of_class: OfClass, scored: Scored, weights: np.ndarray) -> dict[int, np.ndarray]:
-    """A figure per scored output, (B,)."""
+def _by_class_resampled(of_class: OfClassResampled, scored: Scored, weights: np.ndarray) -> dict[int, np.ndarray]:
     return {k: of_class(*columns, weights) for k, columns in _columns(scored).items()}
 
 
@@ -304,10 +360,11 @@ def _defined_mean(values: list[np.ndarray]) -> np.ndarray:
     return np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)
 
 
-def _scaled(title: str, resampled: Callable[[Scored, np.ndarray], np.ndarray]) -> Metric:
+def _scaled(title: str, of: Callable[[Scored], float], resampled: Callable[[Scored, np.ndarray], np.ndarray]) -> Metric:
     """A loss of the probabilities at the temperatures chosen on validation."""
     return Metric(
         title,
+        of=lambda scored: of(scored.scaled),
         resampled=lambda scored, weights: resampled(scored.scaled, weights),
         lower_is_better=True,
         aside=True,
@@ -315,20 +372,22 @@ def _scaled(title: str, resampled: Callable[[Scored, np.ndarray], np.ndarray]) -
 
 
 METRICS = {
-    "accuracy": Metric("accuracy", resampled=_accuracy),
-    "balanced_accuracy": Metric("balanced accuracy", resampled=_balanced_accuracy),
-    "kappa": Metric("Cohen's kappa", resampled=_kappa, aside=True),
-    "auroc": Metric("AUROC", lambda true, p, _, weights: weighted.auroc(true, p, weights)),
-    "auprc": Metric("AUPRC", lambda true, p, _, weights: weighted.average_precision(true, p, weights)),
-    "f1": Metric("F1", lambda true, _, called, weights: weighted.f1(true, called, weights)),
-    "log_loss": Metric("log loss", resampled=_log_loss, lower_is_better=True, aside=True),
-    "log_loss_scaled": _scaled("log loss, scaled", _log_loss),
-    "brier": Metric("Brier score", resampled=_brier, lower_is_better=True, aside=True),
-    "ece": Metric("ECE", resampled=_ece, lower_is_better=True, aside=True),
-    "ece_scaled": _scaled("ECE, scaled", _ece),
+    "accuracy": Metric("accuracy", of=_accuracy, resampled=_accuracy_resampled),
+    "balanced_accuracy": Metric("balanced accuracy", of=_balanced_accuracy, resampled=_balanced_accuracy_resampled),
+    "kappa": Metric("Cohen's kappa", of=_kappa, resampled=_kappa_resampled, aside=True),
+    "auroc": Metric("AUROC", _auroc, of_class_resampled=lambda true, p, _, weights: weighted.auroc(true, p, weights)),
+    "auprc": Metric(
+        "AUPRC", _auprc, of_class_resampled=lambda true, p, _, weights: weighted.average_precision(true, p, weights)
+    ),
+    "f1": Metric("F1", _f1, of_class_resampled=lambda true, _, called, weights: weighted.f1(true, called, weights)),
+    "log_loss": Metric("log loss", of=_log_loss, resampled=_log_loss_resampled, lower_is_better=True, aside=True),
+    "log_loss_scaled": _scaled("log loss, scaled", _log_loss, _log_loss_resampled),
+    "brier": Metric("Brier score", of=_brier, resampled=_brier_resampled, lower_is_better=True, aside=True),
+    "ece": Metric("ECE", of=_ece, resampled=_ece_resampled, lower_is_better=True, aside=True),
+    "ece_scaled": _scaled("ECE, scaled", _ece, _ece_resampled),
 }
 # What has an interval over test cases, and what a verdict can be about.
-RESAMPLED = tuple(name for name, metric in METRICS.items() if not metric.of)
+RESAMPLED = tuple(name for name, metric in METRICS.items() if metric.resampled or metric.of_class_resampled)
 
 
 def title_of(metric: str) -> str:
