@@ -20,6 +20,7 @@ from ..training.leaving import LATENCY
 from .style import GREY, interval_text, line_look, mean_text, new_figure, number_text, write_figure
 
 _PICTURE = f"{PLOTS}/smaller.png"
+_NARROWEST = 10.0  # percent of the multiplications
 _TEXT = """\
 Left are, of the whole model, these shares of the multiplications (MACs), parameters and kernels, means over seeds. \
 compact takes out the channels that merging has made equal, after the last epoch of the arm: nothing chose it, and the \
@@ -158,6 +159,9 @@ def _trade_off(run: FinishedRun, sizes: Mapping[str, Size], verdicts: Mapping[st
             if verdicts[arm]["low"] is not None:
                 ends = level + verdicts[arm]["low"], level + verdicts[arm]["high"]
                 axes.plot([x, x], ends, color=look["color"], linewidth=1, alpha=0.8)
+    left, right = axes.get_xlim()
+    room = max(0.0, (_NARROWEST - (right - left)) / 2)
+    axes.set_xlim(left - room, right + room)  # points side by side are not to look as if they lay apart
     axes.set_xlabel("multiplications left, %")
     axes.set_ylabel(f"test {title_of(metric)}")
     axes.grid(alpha=0.3)
