@@ -23,7 +23,7 @@ from .verdict import Question, judge, judge_diverged
 FIGURES = ("auroc", "balanced_error", "log_loss", "log_loss_scaled", "ece", "ece_scaled")
 ENDPOINT = "mean corrupted AUROC"
 ENDPOINTS = 2
-_METRICS = ("auroc", "balanced_accuracy", "log_loss", "log_loss_scaled", "ece", "ece_scaled")
+_METRICS = tuple("balanced_accuracy" if name == "balanced_error" else name for name in FIGURES)
 
 Scores = dict[str, float | None]
 OfArms = Mapping[str, Sequence[Scores | None]]  # per seed; None where the arm diverged

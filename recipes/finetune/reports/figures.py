@@ -19,10 +19,10 @@ from ..runs.layout import BACKBONE, PLOTS
 from .style import (
     GREY,
     WIDTH,
+    arm_title,
     contrast_name,
     difference_legend,
     difference_rows,
-    in_lines,
     legend,
     looks,
     new_figure,
@@ -242,7 +242,7 @@ def _confusion(run: FinishedRun) -> Figure:
             axes.text(j, i, text, ha="center", va="center", fontsize="small", color=text_colour(share))
         axes.set_xticks(range(len(classes)), names, rotation=40, ha="right", fontsize="small")
         axes.set_yticks(range(len(classes)), names, fontsize="small")
-        axes.set_title(in_lines(arm), fontsize="small" if "@" in arm else "medium")
+        arm_title(axes, arm)
     figure.supxlabel("predicted", fontsize="medium")
     figure.supylabel("true", fontsize="medium")
     return figure
@@ -288,7 +288,7 @@ def _merge_rates(run: FinishedRun) -> Figure | None:
                 axes.text(j, i, text, ha="center", va="center", fontsize="x-small", color=text_colour(value / largest))
         axes.set_xticks(range(rate.shape[1]), rate.columns)
         axes.set_yticks(range(rate.shape[0]), rate.index, fontsize="small")
-        axes.set_title(in_lines(arm, 42), fontsize="small" if "@" in arm else "medium", loc="left")
+        arm_title(axes, arm, 42, loc="left")
         axes.set_xlabel("epoch of the arm")
         figure.colorbar(image, ax=axes, format=lambda share, _: percent(share, 1))
     return figure

@@ -72,6 +72,11 @@ def in_lines(name: str, letters: int = 26) -> str:
     return "\n".join(lines)
 
 
+def arm_title(axes: Axes, arm: str, letters: int = 26, **settings: Any) -> None:
+    """Set an arm's name above a panel, with its settings in lines of so many letters."""
+    axes.set_title(in_lines(arm, letters), fontsize="small" if "@" in arm else "medium", **settings)
+
+
 def contrast_name(arm: str, reference: str) -> str:
     """Two arms that are compared, with the settings that both have told once."""
     (base, _, settings), (other, _, others) = arm.partition("@"), reference.partition("@")
