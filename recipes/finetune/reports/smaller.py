@@ -76,7 +76,9 @@ def smaller_section(run: FinishedRun) -> Section | None:
     merged = [arm for arm, smaller in arms.items() if smaller.way == COMPACT]
     sentences = [f"{verdicts[arm]['sentence']}. It has {_left_text(sizes[arm])}." for arm in merged]
     others = [_OTHERS] if len(merged) < len(arms) else []
-    text = "\n\n".join([*sentences, _largest(run, sizes, verdicts), _TEXT, *others])
+    outcomes = {arm: verdict["outcome"] for arm, verdict in verdicts.items()}
+    largest = largest_reduction(sizes, outcomes, run.summary["rule"]["margin"])
+    text = "\n\n".join([*sentences, largest, _TEXT, *others])
     return Section("Smaller models", text, header, rows, _pictures(run, sizes, verdicts))
 
 
@@ -123,10 +125,12 @@ def _left_text(size: Size) -> str:
     return words
 
 
-def _largest(run: FinishedRun, sizes: Mapping[str, Size], verdicts: Mapping[str, Any]) -> str:
-    """The smallest model that is equivalent to the baseline's."""
-    margin = run.summary["rule"]["margin"]
-    equal = [arm for arm in sizes if verdicts[arm]["outcome"] in ("equivalent", "identical")]
+def largest_reduction(sizes: Mapping[str, Size], outcomes: Mapping[str, str], margin: float) -> str:
+    """Which is the smallest model that is equivalent to the baseline's, in a sentence; one as large is no reduction."""
+    smaller = [arm for arm, size in sizes.items() if size.macs < 1]
+    equal = [arm for arm in smaller if outcomes[arm] in ("equivalent", "identical")]
+    if not smaller:
+        return "None of the models became smaller: nothing could be taken out, and the files of the stages say why."
     if not equal:
         return f"None of the smaller models is shown to be equivalent to {BASELINE} within {margin:g}."
     best = min(equal, key=lambda arm: sizes[arm].macs)
