@@ -140,7 +140,7 @@ def _run(command: str, folder: Path) -> int:
     several = len(set(RUNS.findall(command))) > 1
     command = IMAGES.sub("image.png", RUNS.sub("runs/demo", command))
     if "--output runs/demo" in command:  # it is trained anew: no run is written over
-        shutil.rmtree(folder / "runs/demo")
+        shutil.rmtree(folder / "runs/demo", ignore_errors=True)
     if several:
         shutil.copytree(folder / "runs/demo", folder / "runs/other", dirs_exist_ok=True)
         command = command.replace("runs/demo runs/demo", "runs/demo runs/other", 1)
