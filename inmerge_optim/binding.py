@@ -49,8 +49,8 @@ class Binding:
         self.places: dict[int, Place] = {}
         modules = layer_modules(model, listed)
         self._modules = {layer.index: weakref.ref(modules[layer.name]) for layer in listed if layer.selected}
-        self._norms = {
-            layer.index: [weakref.ref(unwrap(model).get_submodule(name)) for name in layer.norms or ()]
+        self._per_channel = {
+            layer.index: [weakref.ref(unwrap(model).get_submodule(name)) for name in layer.per_channel or ()]
             for layer in listed
             if layer.selected and merge_channels
         }
@@ -65,7 +65,7 @@ class Binding:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._modules, self._norms, self._parameters, self._known = {}, {}, {}, _Identities([])
+        self._modules, self._per_channel, self._parameters, self._known = {}, {}, {}, _Identities([])
 
     def bind_places(self, groups: _Groups) -> None:
         """Take the parameters that stand in the places for those of the layers: after a copy, whose are new."""
@@ -90,7 +90,7 @@ class Binding:
         return found
 
     def channels(self, index: int, weight: Tensor) -> list[Tensor]:
-        """Return what a layer's channels have beside their kernels, if that is merged along: a number for each channel.
+        """Return what a layer's channels have beside their kernels, if that is merged along: an entry for each channel.
 
         Raises:
             RuntimeError: it is not known, since this is a copy, which knows of no modules; or FSDP2 keeps it whole at
@@ -98,14 +98,16 @@ class Binding:
         """
         if not self.merge_channels:
             return []
-        holders = [_alive(reference) for reference in (self._modules.get(index), *self._norms.get(index, ()))]
-        if any(holder is None for holder in holders):
+        layer, *others = (
+            _alive(reference) for reference in (self._modules.get(index), *self._per_channel.get(index, ()))
+        )
+        if layer is None or any(module is None for module in others):
             raise RuntimeError(
-                f"merge_channels blends the bias and batch norm of {self.listed[index].name}, which a copied or "
-                "unpickled optimizer doesn't know: wrap the base anew, with the model"
+                f"merge_channels blends what else the channels of {self.listed[index].name} have, which a "
+                "copied or unpickled optimizer doesn't know: wrap the base anew, with the model"
             )
-        found = [getattr(holder, name, None) for holder in holders for name in PER_CHANNEL]
-        channels = [values for values in found if isinstance(values, Tensor) and values.dim() == 1]
+        found = [layer.bias, *(getattr(module, name, None) for module in others for name in PER_CHANNEL)]
+        channels = [values for values in found if isinstance(values, Tensor)]
         if is_sharded(weight) and any(
             isinstance(values, nn.Parameter) and not is_sharded(values) for values in channels
         ):

@@ -95,17 +95,26 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
 
 
 def _as_rows(layer: DrawnLayer) -> DrawnLayer | None:
-    """View a layer's kernels as rows, (n, d), in the order of their weights in memory; None where they are none."""
+    """View a layer's kernels, and what goes with them, as rows, (n, d); None where they are none."""
     weight, pairs, rule, donors, channels = layer
-    if type(weight) is not Tensor or not weight.numel():
+    rows, of_channels = _in_order(weight), [_in_order(values) for values in channels]
+    if rows is None or any(values is None for values in of_channels):
         return None
-    if not weight.is_contiguous():  # channels_last, for one
-        weight = weight.permute(0, *sorted(range(1, weight.dim()), key=weight.stride, reverse=True))
-        if donors is not None or not weight[0].is_contiguous():
+    if donors is not None and not weight.is_contiguous():  # they come in the order of the weight's own dimensions
+        return None
+    donors = donors if donors is None else donors.view(-1, rows.shape[1])
+    return DrawnLayer(rows, pairs, rule, donors, tuple(values for values in of_channels if values is not None))
+
+
+def _in_order(tensor: Tensor) -> Tensor | None:
+    """View a tensor as rows, (n, d), in the order in which their numbers lie in memory; None where they are none."""
+    if type(tensor) is not Tensor or not tensor.numel():
+        return None
+    if not tensor.is_contiguous():  # channels_last, for one
+        tensor = tensor.permute(0, *sorted(range(1, tensor.dim()), key=tensor.stride, reverse=True))
+        if not tensor[0].is_contiguous():
             return None
-    length = weight.numel() // weight.shape[0]
-    donors = donors if donors is None else donors.view(-1, length)
-    return DrawnLayer(weight.view(-1, length), pairs, rule, donors, channels)
+    return tensor.view(-1, tensor.numel() // tensor.shape[0])
 
 
 def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
@@ -120,7 +129,7 @@ def _merge_on_host_(layers: Mapping[int, DrawnLayer], tallies: Tensor) -> None:
         chosen = np.flatnonzero(accepted[span])
         _blend_(layer, chosen)
         for values in layer.channels:
-            _blend_(layer._replace(weight=values.view(-1, 1), donors=None), chosen)
+            _blend_(layer._replace(weight=values, donors=None), chosen)
         tallies.numpy()[index] += chosen.size, int((cosines[span][chosen] / COSINE_UNIT).sum())
 
 

@@ -30,7 +30,7 @@ class DrawnLayer(NamedTuple):
     Attributes:
         donors: the kernels that the partners are, as rows in the order of their weights, if not those of the weight
             itself: what other ranks have sent.
-        channels: what else has an entry per kernel and is merged along, such as the bias: (kernels,) each.
+        channels: what else has an entry per kernel and is merged along, such as the bias: (kernels, ...) each.
     """
 
     weight: Tensor

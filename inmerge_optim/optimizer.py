@@ -87,10 +87,11 @@ class InMergeOptimizer(Optimizer):
         every: merge after each ``every``-th step, counted from ``merge_start``.
         merge_start: how many steps are made before merging begins.
         merge_stop: the number of steps after which nothing is merged any more; None: it never stops.
-        merge_channels: blend along with each kernel its bias, and its entries in the affine parameters and running
-            statistics of the batch norms that take the layer's output alone. Merged kernels then become equal channels,
-            which ``compact`` takes out. Layers are left out whose channels something else scales or shifts, and are
-            left alone while any of those parameters is frozen. It is no part of the paper, and can't be changed later.
+        merge_channels: blend along with each kernel its bias, and what the batch norms and depthwise convolutions that
+            take the layer's output alone have for its channel: affine parameters, running statistics, kernels. Merged
+            kernels then become equal channels, which ``compact`` takes out. Layers are left out whose channels
+            something else scales or shifts, and are left alone while any of those parameters is frozen. It is no part
+            of the paper, and can't be changed later.
         names: the layers to merge outright, as a regular expression or a sequence of names.
         exclude: the layers to leave alone, likewise.
         layer_types: the classes of layers to look at.
@@ -221,7 +222,7 @@ class InMergeOptimizer(Optimizer):
 
     @property
     def merge_channels(self) -> bool:
-        """Whether biases and batch norms are blended along with the kernels."""
+        """Whether what else a channel has is blended along with its kernel."""
         return self._binding.merge_channels
 
     @property

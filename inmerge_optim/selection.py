@@ -21,8 +21,8 @@ from inmerge_optim.tracing import Trace, kernel_count, trace_layers
 
 LayerTypes = tuple[type[nn.Module], ...]
 
-# What a layer and its batch norms have a number of for each channel, where it is of one dimension: merge_channels makes
-# it equal, and compact looks whether it is.
+# What modules that act on each channel alone have an entry of for each: merge_channels makes these equal, and compact
+# looks whether they are.
 PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 CONVOLUTIONS: LayerTypes = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -73,8 +73,9 @@ class KernelLayer:
         groups: the groups of the convolution.
         selected: whether its kernels are merged.
         reason: why it is not selected, or a remark; empty if there is nothing to say.
-        norms: the batch norms that take its output alone, by their names, so that each of its channels is a kernel, a
-            bias and what these have of it; None where it is more, or where the model was not traced.
+        per_channel: the modules that its channels go through one by one, and no other layer's, by their names: batch
+            norms, and depthwise convolutions with what follows these. So each of its channels is a kernel, a bias and
+            what these modules have of it; None where it is more, or where the model was not traced.
     """
 
     name: str
@@ -85,7 +86,7 @@ class KernelLayer:
     groups: int
     selected: bool
     reason: str = ""
-    norms: tuple[str, ...] | None = None
+    per_channel: tuple[str, ...] | None = None
 
 
 class KernelLayers(list[KernelLayer]):
@@ -142,7 +143,7 @@ def kernel_layers(
             Layers named in a sequence come first in the list, in its order.
         exclude: the layers to leave out, in the same form, also of those that ``names`` picks. They are counted as
             before.
-        merge_channels: whether all that a channel has is to be merged, its bias and batch norm along with its kernel.
+        merge_channels: whether all that a channel has is to be merged, bias, norms and all, along with its kernel.
             Layers are then left out whose channels something else scales or shifts (a norm of other layers' channels as
             well, a layer norm, a layer scale). Named layers are traced for it; where the model is sharded, ``names``
             must be the KernelLayer objects that were had before.
@@ -179,7 +180,7 @@ def kernel_layers(
     modules = {name: module for name, module in model.named_modules() if isinstance(module, layer_types)}
     _check_weights(model, modules)
     excluded = [] if exclude is None else _pick("exclude", exclude, list(modules))
-    trace = _trace_or_definition(model, modules, example_inputs) if traced else Trace(norms=described or {})
+    trace = _trace_or_definition(model, modules, example_inputs) if traced else Trace(per_channel=described or {})
     if names is None:
         listed = [*trace.executed, *(name for name in modules if name not in trace.executed)]
         depths, reasons = _judge_by_depth(listed, modules, trace, skip_layers, type(model).__name__)
@@ -188,10 +189,10 @@ def kernel_layers(
         listed = [*picked, *(name for name in modules if name not in picked)]
         depths, reasons = {}, {name: "" if name in picked else "not named" for name in listed}
     if merge_channels:
-        scaled = [name for name in modules if name not in trace.norms and not reasons[name]]
+        scaled = [name for name in modules if name not in trace.per_channel and not reasons[name]]
         reasons |= dict.fromkeys(scaled, "channels scaled elsewhere")
     reasons |= dict.fromkeys(excluded, "excluded")
-    layers = _describe(listed, modules, depths, reasons, trace.norms)
+    layers = _describe(listed, modules, depths, reasons, trace.per_channel)
     selected = sum(layer.selected for layer in layers)
     if 10 * selected < len(depths):
         warnings.warn(
@@ -334,7 +335,7 @@ def _describe(
     modules: Mapping[str, nn.Module],
     depths: Mapping[str, int],
     reasons: Mapping[str, str],
-    norms: Mapping[str, tuple[str, ...]],
+    per_channel: Mapping[str, tuple[str, ...]],
 ) -> KernelLayers:
     """Describe the layers, and leave out those whose weights can't be merged, and the repetitions of a tied weight."""
     owners: dict[int, str] = {}
@@ -355,20 +356,20 @@ def _describe(
                 groups=groups,
                 selected=not reason,
                 reason=reason,
-                norms=norms.get(name),
+                per_channel=per_channel.get(name),
             )
         )
     return layers
 
 
 def _described(names: str | Sequence[str | KernelLayer] | None) -> dict[str, tuple[str, ...]] | None:
-    """Return the norms of named layers that are described already; None where any is only named."""
+    """Return what acts on single channels of named layers that are described already; None where any is only named."""
     if isinstance(names, str) or not isinstance(names, Sequence):  # an iterator would be used up here
         return None
-    described = {item.name: item.norms for item in names if isinstance(item, KernelLayer)}
+    described = {item.name: item.per_channel for item in names if isinstance(item, KernelLayer)}
     if len(described) < len(names):
         return None
-    return {name: norms for name, norms in described.items() if norms is not None}
+    return {name: modules for name, modules in described.items() if modules is not None}
 
 
 def _unmergeable(name: str, module: nn.Module) -> str:

@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from numbers import Integral
@@ -29,7 +29,13 @@ _SPACE: dict[type[nn.Module], tuple[int, ...]] = {
     nn.Conv3d: (224, 224, 224),
 }
 _BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
-_BATCH_NORM = torch.ops.aten.native_batch_norm.default
+_NATIVE_BATCH_NORM = torch.ops.aten.native_batch_norm.default
+# What a batch norm is on the devices that there are.
+_BATCH_NORM_OPERATIONS = {
+    _NATIVE_BATCH_NORM,
+    torch.ops.aten.cudnn_batch_norm.default,
+    torch.ops.aten.miopen_batch_norm.default,
+}
 # What reads channels with weights, and makes others of them.
 _READERS = {
     torch.ops.aten.convolution.default,
@@ -49,15 +55,16 @@ class Trace:
         executed: their names, in the order of first execution.
         fully_connected: the convolutions whose output has length 1 in every dimension of space.
         classifiers: those whose kernels are the model's outputs; empty if the run ended early.
-        norms: per layer the batch norms that take its output alone, by their names. Layers are absent whose channels
-            anything else scales or shifts, one by one or together.
+        per_channel: per layer the modules that its channels go through one by one, and no other layer's: batch norms,
+            and depthwise convolutions with what follows these. Layers are absent whose channels anything else scales or
+            shifts, one by one or together.
         problem: why the run ended early; empty if it did not.
     """
 
     executed: list[str] = field(default_factory=list)
     fully_connected: set[str] = field(default_factory=set)
     classifiers: set[str] = field(default_factory=set)
-    norms: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    per_channel: dict[str, tuple[str, ...]] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -99,6 +106,12 @@ def kernel_count(layer: nn.Module) -> int:
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)  # type: ignore[arg-type]
 
 
+def is_depthwise(layer: nn.Module) -> bool:
+    """Say whether a layer has one kernel for each channel that it reads, and so acts on each channel alone."""
+    groups = getattr(layer, "groups", 1)
+    return bool(groups == getattr(layer, "in_channels", None) == kernel_count(layer))
+
+
 def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: Trace) -> None:
     names = {module: name for name, module in layers.items()}
     stand_ins = _StandIns()
@@ -106,6 +119,8 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         name, result = names[module], next(_tensors(output))
+        if name in depthwise:
+            flow.act_per_channel(name, *_tensors(args))
         flow.pass_through(name, args, result)
         if name not in trace.executed:
             trace.executed.append(name)
@@ -114,6 +129,7 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
                 trace.fully_connected.add(name)
 
     norms = {module: name for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)}
+    depthwise = {name: kernel_count(layer) for name, layer in layers.items() if is_depthwise(layer)}
     with _undisturbed(), _set_aside(model, stand_ins):
         flow.weights_are(stand_ins.all())
         for layer in names:
@@ -126,10 +142,11 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
             output = model(*args, **kwargs)
     if known_attribute(model, "num_classes") != 0:  # 0 is timm's for a model without a head
         trace.classifiers = _classifiers(layers, trace.executed, flow, output)
-    widths = {name: int(norm.num_features) for norm, name in norms.items()}
-    trace.norms = {
-        name: own for name in trace.executed if (own := _own_norms(name, layers[name], flow, widths)) is not None
-    }
+    widths = depthwise | {name: int(norm.num_features) for norm, name in norms.items()}
+    for name in reversed(trace.executed):  # what follows a depthwise convolution is known before what it follows
+        own = _per_channel(name, layers[name], flow, widths, depthwise.keys(), trace.per_channel)
+        if own is not None:
+            trace.per_channel[name] = own
 
 
 # What the model is called with
@@ -218,21 +235,23 @@ def _arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str
 class _Flow(TorchDispatchMode):
     """Which layers a tensor comes from directly: by operations without weights, such as activations, pools and sums.
 
-    Sources are kept by storage, which a tensor shares with its views, and keeps when it is changed in place.
+    Sources are kept by storage, which a tensor shares with its views, and keeps when it is changed in place; so are the
+    makers of its channels, which stay the same through what acts on each channel alone with weights, a batch norm.
 
     Attributes:
         taken: the layers whose output went into another operation with weights.
-        normed: by batch norm, the layers whose output went into it.
-        scaled: the layers whose channels went through other weights than those of batch norms and of what reads them.
+        per_channel: by batch norm and depthwise convolution, the layers whose output went into it.
+        scaled: the layers whose channels went through other weights than those of these and of what reads them.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.taken: set[str] = set()
-        self.normed: dict[str, frozenset[str]] = {}
+        self.per_channel: dict[str, frozenset[str]] = {}
         self.scaled: set[str] = set()
         self._norm = ""
         self._sources: dict[int, frozenset[str]] = {}
+        self._makers: dict[int, frozenset[str]] = {}
         self._weights: set[int] = set()
         self._storages: list[Any] = []  # kept, so that no other comes to lie at the address of one
 
@@ -242,35 +261,44 @@ class _Flow(TorchDispatchMode):
 
     def sources(self, *tensors: Tensor) -> frozenset[str]:
         """Return the layers that any of the tensors comes from directly."""
-        return frozenset().union(*(self._sources.get(self._key(tensor), ()) for tensor in tensors))
+        return self._union(self._sources, tensors)
 
     def enter_norm(self, name: str, *_: Any) -> None:
         """Note that a batch norm begins, or with an empty name that it has ended."""
         self._norm = name
 
+    def act_per_channel(self, name: str, *inputs: Tensor) -> None:
+        """Note that a module acts on each channel of its inputs alone."""
+        self.per_channel[name] = self.per_channel.get(name, frozenset()) | self._union(self._makers, inputs)
+
     def pass_through(self, layer: str, args: Any, result: Tensor) -> None:
         """Note that a layer made ``result`` from ``args``."""
         self.taken |= self.sources(*_tensors(args))
-        self._sources[self._key(result)] = frozenset((layer,))
+        self._sources[self._key(result)] = self._makers[self._key(result)] = frozenset((layer,))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = _batch_norm(args[0]) if func is _BATCH_NORM else func(*args, **(kwargs or {}))
+        output = _batch_norm(args[0]) if func is _NATIVE_BATCH_NORM else func(*args, **(kwargs or {}))
         inputs, results = list(_tensors((args, kwargs))), list(_tensors(output))
         weights = [tensor for tensor in inputs if self._is_weight(tensor)]
-        sources = self.sources(*inputs)
+        sources, makers = self.sources(*inputs), self._union(self._makers, inputs)
         if inputs and len(weights) == len(inputs):
             self.weights_are(results)
         elif weights:
-            if self._norm and func is _BATCH_NORM:
-                self.normed[self._norm] = self.normed.get(self._norm, frozenset()) | sources
+            of_norm = self._norm and func in _BATCH_NORM_OPERATIONS
+            if of_norm:
+                self.act_per_channel(self._norm, *inputs)
             elif func not in _READERS and any(weight.numel() > 1 for weight in weights):
-                self.scaled |= sources
+                self.scaled |= makers
             if torch.Tag.pointwise not in func.tags:  # a scale, a shift or a mask mixes no channels
                 self.taken |= sources
-                sources = frozenset()
-        if sources:
-            self._sources.update({self._key(result): self.sources(result) | sources for result in results})
+                sources, makers = frozenset(), makers if of_norm else frozenset()
+        for known, found in ((self._sources, sources), (self._makers, makers)):
+            if found:
+                known.update({self._key(result): self._union(known, [result]) | found for result in results})
         return output
+
+    def _union(self, known: Mapping[int, frozenset[str]], tensors: Iterable[Tensor]) -> frozenset[str]:
+        return frozenset().union(*(known.get(self._key(tensor), ()) for tensor in tensors))
 
     def _is_weight(self, tensor: Tensor) -> bool:
         held = not isinstance(tensor, FakeTensor) or self._key(tensor) in self._weights
@@ -295,13 +323,29 @@ def _classifiers(layers: Mapping[str, nn.Module], executed: list[str], flow: _Fl
     return {name for name in executed if name not in flow.taken or name in side}
 
 
-def _own_norms(name: str, layer: nn.Module, flow: _Flow, widths: Mapping[str, int]) -> tuple[str, ...] | None:
-    """Return the batch norms that take a layer's output alone; None if its channels have more than these."""
-    norms = [norm for norm, sources in flow.normed.items() if name in sources]
-    alone = all(flow.normed[norm] == {name} and widths[norm] == kernel_count(layer) for norm in norms)
+def _per_channel(
+    name: str,
+    layer: nn.Module,
+    flow: _Flow,
+    widths: Mapping[str, int],
+    depthwise: Collection[str],
+    later: Mapping[str, tuple[str, ...]],
+) -> tuple[str, ...] | None:
+    """Return the modules that act on a layer's channels, and no other's, one by one; None if more does.
+
+    Args:
+        widths: by module that acts so, its channels.
+        depthwise: which of them are convolutions.
+        later: what is known of the layers that are executed later.
+    """
+    following = [module for module, sources in flow.per_channel.items() if name in sources]
+    alone = all(flow.per_channel[module] == {name} and widths[module] == kernel_count(layer) for module in following)
+    passed = [module for module in following if module in depthwise]
     if not alone or name in flow.scaled or not layer._parameters.keys() <= {"weight", "bias"}:
         return None
-    return tuple(norms)
+    if any(module not in later for module in passed):
+        return None
+    return (*following, *(module for convolution in passed for module in later[convolution]))
 
 
 def _batch_norm(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -126,7 +126,7 @@ def channels_pair(**sharding: Any) -> tuple[nn.Module, InMergeOptimizer, OneProc
     """As sharded_pair, of a model with a batch norm that is merged along."""
     model, plain = make_normed_model(), make_normed_model()
     layers = [layer for layer in kernel_layers(model, 1, merge_channels=True) if layer.selected]
-    assert layers[0].norms == ("3",)
+    assert layers[0].per_channel == ("3", "4")
     optimizer = wrap(shard(model, **sharding), layers, merge_channels=True)
     return model, optimizer, OneProcess(plain, optimizer, merge_channels=True)
 

@@ -32,9 +32,10 @@ def make_model(seed: int = 0, channels: tuple[int, ...] = (7, 10, 3), dtype: tor
 
 
 def make_normed_model() -> nn.Module:
-    """Return the small CNN with a batch norm after its second convolution, which is index 2 of it."""
+    """Return the small CNN with a batch norm and a depthwise convolution after its second layer, index 2."""
     layers = list(make_model())
-    return nn.Sequential(*layers[:3], nn.BatchNorm2d(10), *layers[3:])
+    depthwise = nn.Conv2d(10, 10, 3, padding=1, groups=10)
+    return nn.Sequential(*layers[:3], nn.BatchNorm2d(10), depthwise, *layers[3:])
 
 
 def make_batch(seed: int, dtype: torch.dtype = torch.float32) -> Tensor:

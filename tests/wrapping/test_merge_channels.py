@@ -1,4 +1,4 @@
-"""merge_channels: biases and batch norms are blended along with kernels, and merged kernels become equal channels."""
+"""merge_channels: what else a channel has is blended along with its kernel, so that merged ones are equal channels."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from inmerge_optim import InMergeOptimizer, compact, kernel_layers
 from inmerge_optim.drawing import draw_layers
 from inmerge_optim.optimizer import _generator
 
+FOLLOWING = ("norm", "spatial", "spatial_norm")
 PER_CHANNEL = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -27,6 +29,9 @@ def network(norm=nn.BatchNorm2d):
             deep=nn.Conv2d(8, 16, 3),
             norm=norm(16) if norm is not None else nn.Identity(),
             act2=nn.ReLU(),
+            spatial=nn.Conv2d(16, 16, 3, padding=1, groups=16),
+            spatial_norm=nn.BatchNorm2d(16),
+            act3=nn.ReLU(),
             pool=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
             head=nn.Linear(16, 2),
@@ -49,6 +54,9 @@ def per_channel(model):
         "deep.weight": model.deep.weight,
         "deep.bias": model.deep.bias,
         **{f"norm.{name}": getattr(model.norm, name) for name in PER_CHANNEL},
+        "spatial.weight": model.spatial.weight,
+        "spatial.bias": model.spatial.bias,
+        **{f"spatial_norm.{name}": getattr(model.spatial_norm, name) for name in PER_CHANNEL},
     }
 
 
@@ -58,7 +66,7 @@ def per_channel(model):
     "settings", [{}, {"criterion": "random_pairs"}, {"similarity_threshold": "q0.4"}, {"merge_weight": 0.3}], ids=str
 )
 def test_all_that_a_channel_has_is_blended_by_the_same_pairs(dtype, layout, settings):
-    """Against plain loops: the pairs that the kernels show to be merged are those of the bias and of the norm."""
+    """Against plain loops: the pairs that the kernels show to be merged are those of all that follows."""
     model = network().to(dtype).to(memory_format=layout)
     optimizer = wrap(model, **settings)
     before = {name: values.detach().clone() for name, values in per_channel(model).items()}
@@ -91,7 +99,7 @@ def test_merged_kernels_become_equal_channels_that_compact_takes_out():
     optimizer = wrap(model, merge_prob=0.9, similarity_threshold=-1, merge_weight=0.5)
     optimizer.merge(200)
     smaller, report = compact(model.eval(), torch.randn(2, 3, 9, 9))
-    assert smaller.deep.out_channels == 1
+    assert smaller.deep.out_channels == smaller.spatial.out_channels == 1
     assert report.largest_difference < 1e-3 * report.largest_output
 
     kernels_alone = network()
@@ -117,7 +125,7 @@ class Shared(nn.Module):
 
 def test_layers_are_left_out_whose_channels_something_else_scales():
     layers = kernel_layers(Shared(), 0, merge_channels=True)
-    assert {layer.name: layer.norms for layer in layers} == {
+    assert {layer.name: layer.per_channel for layer in layers} == {
         "stem": (),
         "left": None,
         "right": None,
@@ -130,24 +138,67 @@ def test_layers_are_left_out_whose_channels_something_else_scales():
     assert [layer.name for layer in kernel_layers(Shared(), 0) if not layer.selected] == []
 
 
+class Repeated(nn.Module):
+    """A depthwise convolution of a sum of two layers, and two that take each other's channels in turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.of_both, self.deep = (
+            nn.Conv2d(i, 4, 1, groups=g) for i, g in ((3, 1), (3, 1), (4, 4), (4, 1))
+        )
+        self.one, self.other, self.head = nn.Conv2d(4, 4, 1, groups=4), nn.Conv2d(4, 4, 1, groups=4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.deep(self.of_both(self.left(x) + self.right(x)))
+        for _ in range(2):
+            x = self.other(self.one(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_layers_are_left_out_whose_channels_a_depthwise_convolution_mixes_with_others():
+    layers = kernel_layers(Repeated(), 0)
+    assert {layer.name: layer.per_channel for layer in layers} == {
+        "left": None,
+        "right": None,
+        "of_both": (),
+        "deep": None,
+        "one": None,
+        "other": None,
+    }
+
+
 @pytest.mark.parametrize(
-    ("name", "layer", "norms"),
+    ("name", "layer", "modules"),
     [
         ("resnet18", "layer4.1.conv2", ("layer4.1.bn2",)),
         ("densenet121", "features.denseblock4.denselayer1.conv1", ("features.denseblock4.denselayer1.norm2",)),
         ("densenet121", "features.denseblock4.denselayer1.conv2", None),  # every later norm takes it, with others
         ("efficientnet_lite0", "blocks.6.0.conv_pwl", ("blocks.6.0.bn3",)),
+        (
+            "efficientnet_lite0",
+            "blocks.6.0.conv_pw",
+            tuple(f"blocks.6.0.{module}" for module in ("bn1", "conv_dw", "bn2")),
+        ),
         ("vgg11_bn", "features.22", ("features.23",)),
         ("vgg11", "features.16", ()),
         ("convnext_atto", "stages.3.downsample.1", None),  # a layer norm and a sum follow
         ("resnetv2_50", "stages.3.blocks.2.conv3", None),  # pre-activation: its norm takes a sum of many
     ],
 )
-def test_the_norms_of_known_networks(name, layer, norms):
-    assert {layer.name: layer.norms for layer in kernel_layers(timm.create_model(name))}[layer] == norms
+def test_what_acts_on_single_channels_of_known_networks(name, layer, modules):
+    assert {layer.name: layer.per_channel for layer in kernel_layers(timm.create_model(name))}[layer] == modules
 
 
-@pytest.mark.filterwarnings("ignore:only 0 of the 2 counted layers")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_norms_are_known_on_any_device(device):
+    """What a batch norm is called in a trace depends on it; without a GPU its tensors are fake ones."""
+    with FakeTensorMode(), torch.device(device):
+        model = timm.create_model("resnet18")
+    layers = kernel_layers(model, merge_channels=True)
+    assert {layer.name: layer.per_channel for layer in layers if layer.selected}["layer4.1.conv2"] == ("layer4.1.bn2",)
+
+
+@pytest.mark.filterwarnings("ignore:only 0 of the 3 counted layers")
 @pytest.mark.parametrize("norm", [nn.GroupNorm, nn.InstanceNorm2d, nn.PReLU])
 def test_other_norms_leave_a_layer_out(norm):
     made = {"GroupNorm": lambda n: nn.GroupNorm(2, n), "InstanceNorm2d": lambda n: nn.InstanceNorm2d(n, affine=True)}
@@ -163,18 +214,19 @@ def test_a_norm_without_affine_parameters_or_statistics_is_blended_as_far_as_it_
         before = copy.deepcopy(model.state_dict())
         wrap(model).merge()
         changed = {name for name, values in model.state_dict().items() if not torch.equal(values, before[name])}
-        held = {f"norm.{name}" for name in PER_CHANNEL if getattr(model.norm, name) is not None}
-        assert changed == {"deep.weight", "deep.bias", *held}
+        held = {name for name, values in per_channel(model).items() if values is not None}
+        assert changed == held
 
 
-def test_a_layer_is_left_alone_while_its_norm_is_frozen():
+@pytest.mark.parametrize("module", ["norm", "spatial", "spatial_norm"])
+def test_a_layer_is_left_alone_while_what_follows_it_is_frozen(module):
     model = network()
-    model.norm.requires_grad_(False)
+    model.get_submodule(module).requires_grad_(False)
     optimizer = wrap(model)
     before = copy.deepcopy(model.state_dict())
     optimizer.merge()
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
-    model.norm.requires_grad_(True)
+    model.get_submodule(module).requires_grad_(True)
     optimizer.merge()
     assert not torch.equal(model.deep.weight, before["deep.weight"])
 
@@ -182,12 +234,12 @@ def test_a_layer_is_left_alone_while_its_norm_is_frozen():
 def test_named_layers_are_looked_at_too():
     model = network()
     assert [layer.name for layer in kernel_layers(model, names=iter(["deep"])) if layer.selected] == ["deep"]
-    assert kernel_layers(model, names="deep", merge_channels=True)[0].norms == ("norm",)
-    assert kernel_layers(model, names="deep")[0].norms is None
+    assert kernel_layers(model, names="deep", merge_channels=True)[0].per_channel == FOLLOWING
+    assert kernel_layers(model, names="deep")[0].per_channel is None
     given = [layer for layer in kernel_layers(model, 1) if layer.selected]
     optimizer = wrap(model, names=given)
     assert [layer.name for layer in optimizer.layers if layer.selected] == ["deep"]
-    assert optimizer.layers[0].norms == ("norm",)
+    assert optimizer.layers[0].per_channel == FOLLOWING
 
 
 def test_resumed_training_goes_on_to_the_bit():
