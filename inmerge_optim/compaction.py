@@ -29,7 +29,7 @@ from inmerge_optim.models import CheckpointError, ModelError, create_timm_model,
 from inmerge_optim.selection import CONVOLUTIONS, PER_CHANNEL, unwrap
 from inmerge_optim.sharding import is_sharded
 from inmerge_optim.tables import to_lines
-from inmerge_optim.tracing import kernel_count
+from inmerge_optim.tracing import is_depthwise, kernel_count
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
@@ -93,14 +93,14 @@ def compact(model: nn.Module, example_inputs: Any, tolerance: float = 1e-3) -> t
 
     Args:
         model: the model; it stays as it is.
-        example_inputs: a tensor, a tuple of arguments or a dict of named ones. The model is run on them, before and
-            after each layer, to see that nothing else changes.
+        example_inputs: a tensor, a tuple of arguments or a dict of named ones. A copy of the model is run on them, on
+            the host and in float64, before and after each layer, to see that nothing else changes.
         tolerance: how far apart two kernels may be, as a share of the larger one's norm; of the numbers that a channel
             has one of (a bias, say) as a share of their root mean square over the channels. 0 takes out what is equal
             to the bit.
 
     Returns:
-        The smaller model, in eval mode, and the report.
+        The smaller model, in eval mode, on the devices of the model, and the report.
 
     Raises:
         ImportError: torch-pruning is not installed.
@@ -436,7 +436,7 @@ class _Graph:
             elif isinstance(module, _PER_CHANNEL):
                 own += [_Values(module, vector, 0, *places) for vector in PER_CHANNEL if _has_channels(module, vector)]
             elif _is_root(module) or isinstance(module, _TRANSPOSED):
-                if getattr(module, "groups", 1) > 1 and not _is_depthwise(module):
+                if getattr(module, "groups", 1) > 1 and not is_depthwise(module):
                     return f"in the grouped convolution {self._names[module]}"
                 out, into = (1, 0) if isinstance(module, _TRANSPOSED) else (0, 1)
                 if self._graph.is_out_channel_pruning_fn(item.dep.handler):
@@ -525,7 +525,7 @@ def _near_pairs(rows: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     return first, second
 
 
-# A model and its inputs in float64, and back
+# A model and its inputs on the host, where there is float64, and back
 
 
 def _in_float64(example_inputs: Any) -> _Inputs:
@@ -537,24 +537,26 @@ def _in_float64(example_inputs: Any) -> _Inputs:
 
 
 def _to_float64(item: Any) -> Any:
-    return item.double() if isinstance(item, Tensor) and item.is_floating_point() else item
+    if not isinstance(item, Tensor):
+        return item
+    return item.to("cpu", torch.float64 if item.is_floating_point() else item.dtype)
 
 
 def _copy_in_float64(model: nn.Module) -> nn.Module:
     if any(is_sharded(parameter) for parameter in model.parameters()):
         raise ValueError(f"{type(model).__name__} is sharded: gather its weights in one process first")
-    return copy.deepcopy(model).double().eval().requires_grad_(True)
+    return copy.deepcopy(model).to("cpu", torch.float64).eval().requires_grad_(True)
 
 
 def _as_before(smaller: nn.Module, model: nn.Module) -> nn.Module:
-    """Give the tensors of the smaller model the types of numbers that they had, and what was frozen is so again."""
+    """Give the tensors of the smaller model the types and devices that they had; what was frozen is so again."""
     for name, parameter in model.named_parameters():
         of_smaller = smaller.get_parameter(name)
-        of_smaller.data = of_smaller.data.to(parameter.dtype)
+        of_smaller.data = of_smaller.data.to(parameter.device, parameter.dtype)
         of_smaller.requires_grad_(parameter.requires_grad)
     for name, buffer in model.named_buffers():
         holder, _, attribute = name.rpartition(".")
-        setattr(smaller.get_submodule(holder), attribute, smaller.get_buffer(name).to(buffer.dtype))
+        setattr(smaller.get_submodule(holder), attribute, smaller.get_buffer(name).to(buffer.device, buffer.dtype))
     return smaller
 
 
@@ -580,10 +582,6 @@ def _kernel_counts(model: nn.Module) -> dict[str, int]:
 
 def _is_root(module: nn.Module) -> bool:
     return isinstance(module, (*CONVOLUTIONS, nn.Linear))
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return bool(module.groups == module.in_channels == module.out_channels)
 
 
 def _has_channels(module: nn.Module, name: str) -> bool:

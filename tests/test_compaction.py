@@ -305,11 +305,16 @@ def test_files_of_others_are_refused_in_a_sentence(tmp_path):
             load_compacted(path)
 
 
-def test_types_of_numbers_and_frozen_weights_are_kept():
-    model = planted(SMALL["resnet"]()).to(torch.bfloat16)
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_types_of_numbers_devices_and_frozen_weights_are_kept(device):
+    model = planted(SMALL["resnet"]()).to(device, torch.bfloat16)
     model.conv1.requires_grad_(False)
-    smaller, _ = compact(model, torch.randn(1, 3, 32, 32))
-    assert {parameter.dtype for parameter in smaller.parameters()} == {torch.bfloat16}
+    smaller, _ = compact(model, torch.randn(1, 3, 32, 32, device=device))
+    assert {(held.dtype, held.device.type) for held in smaller.parameters()} == {(torch.bfloat16, device)}
+    assert {held.device.type for held in smaller.buffers()} == {device}
     assert [name for name, parameter in smaller.named_parameters() if not parameter.requires_grad] == [
         name for name, parameter in model.named_parameters() if not parameter.requires_grad
     ]
