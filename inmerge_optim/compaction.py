@@ -11,7 +11,8 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +36,7 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PER_CHANNEL = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.PReLU)
 _ROUNDING = 1e-9  # of outputs in float64, relative to the largest
 _PAIRS_AT_ONCE = 1024
+_HOST = torch.device("cpu")
 _KEY = "inmerge_compacted"  # of the file's metadata
 _LARGEST_INPUT = 2**28  # numbers, which a file may ask for
 _DESCRIPTION = ("model", "settings", "input_size")
@@ -42,6 +44,13 @@ _SLACK = 1e-7  # by which a squared distance that is computed from products is o
 
 Removal = tuple[str, tuple[int, ...]]
 _Inputs = tuple[Any, ...] | dict[str, Any]
+
+
+@contextmanager
+def _on_host() -> Iterator[None]:
+    """Make tensors on the host, those of torch-pruning as well, whatever torch's default device is."""
+    with _HOST:
+        yield
 
 
 class CompactedLayer(NamedTuple):
@@ -142,6 +151,7 @@ def compact_clusters(
     return _compact(model, example_inputs, clusters)
 
 
+@_on_host()
 def _compact(
     model: nn.Module,
     example_inputs: Any,
@@ -174,6 +184,7 @@ def _compact(
     return _as_before(graph.model, model), report
 
 
+@_on_host()
 def compare(
     model: nn.Module,
     smaller: nn.Module,
@@ -225,6 +236,7 @@ def _take_out(
     return "" if same else "mixed by an operation between them and their readers"
 
 
+@_on_host()
 def remove_channels(model: nn.Module, example_inputs: Any, removed: Sequence[Removal]) -> nn.Module:
     """Return a copy of ``model`` without the channels that compact has taken out of another of its architecture.
 
@@ -539,13 +551,13 @@ def _in_float64(example_inputs: Any) -> _Inputs:
 def _to_float64(item: Any) -> Any:
     if not isinstance(item, Tensor):
         return item
-    return item.to("cpu", torch.float64 if item.is_floating_point() else item.dtype)
+    return item.to(_HOST, torch.float64 if item.is_floating_point() else item.dtype)
 
 
 def _copy_in_float64(model: nn.Module) -> nn.Module:
     if any(is_sharded(parameter) for parameter in model.parameters()):
         raise ValueError(f"{type(model).__name__} is sharded: gather its weights in one process first")
-    return copy.deepcopy(model).to("cpu", torch.float64).eval().requires_grad_(True)
+    return copy.deepcopy(model).to(_HOST, torch.float64).eval().requires_grad_(True)
 
 
 def _as_before(smaller: nn.Module, model: nn.Module) -> nn.Module:

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,11 +61,16 @@ class Tallies:
 
     def read(self) -> list[list[int]]:
         """Return the counts of all devices together, by layer; it waits for the devices."""
-        total = torch.zeros(self._layers, 2, dtype=torch.int64)
+        total = torch.zeros(self._layers, 2, dtype=torch.int64, device="cpu")  # whatever torch's default device is
         for counts in self._counts.values():
             total += counts.cpu()
         found: list[list[int]] = total.tolist()
         return found
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_layers"])  # type: ignore[misc]
+        for counts in state["_counts"].values():  # which may have been loaded to another device than they were on
+            self.on(counts.device).add_(counts)
 
 
 def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:

@@ -131,11 +131,11 @@ def take_rows(weight: Tensor, rows: Tensor) -> Tensor:
 
 
 def to_device(arrays: Sequence[Indices], device: torch.device) -> list[Tensor]:
-    """Copy arrays of indices to ``device`` in one go, without waiting for it (a GPU reads pinned memory itself)."""
-    joined = torch.from_numpy(np.concatenate(arrays))
-    if device.type == "cuda":
+    """Copy arrays of indices to ``device`` in one go; CUDA is not waited for, since it reads pinned memory itself."""
+    joined, pinned = torch.from_numpy(np.concatenate(arrays)), device.type == "cuda"
+    if pinned:
         joined = joined.pin_memory()
-    return list(joined.to(device, non_blocking=True).split([array.size for array in arrays]))
+    return list(joined.to(device, non_blocking=pinned).split([array.size for array in arrays]))
 
 
 def merge_kernels_(

@@ -70,8 +70,8 @@ def kernel_ranks(model: nn.Module, layers: Sequence[KernelLayer]) -> dict[str, f
     modules = layer_modules(model, selected)
     grams = {layer.name: _gram_matrices(cast(Tensor, modules[layer.name].weight), layer.groups) for layer in selected}
     found: dict[str, float] = {}
-    for size in {gram.shape[-1] for gram in grams.values()}:
-        alike = {name: gram for name, gram in grams.items() if gram.shape[-1] == size}
+    for kind in {(gram.shape[-1], gram.device) for gram in grams.values()}:
+        alike = {name: gram for name, gram in grams.items() if (gram.shape[-1], gram.device) == kind}
         ranks = _effective_ranks(torch.cat(list(alike.values()))).split([len(gram) for gram in alike.values()])
         found.update((name, float(rank.mean())) for name, rank in zip(alike, ranks, strict=True))
     return {name: found[name] for name in grams}

@@ -275,20 +275,24 @@ def _unit_rows(weight: Tensor, groups: int) -> Tensor:
 def _blocks(rows: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     """Yield the cosines on and above the diagonal, in blocks: the first group, the first row, and the cosines.
 
-    A block of (groups, r, c) holds rows from the first one on, against the kernels from the same one on.
+    A block of (groups, r, c) holds rows from the first one on, against the kernels from the same one on. They are
+    multiplied in float64, since torch may be set to multiply float32 with fewer bits.
     """
     groups, size, _ = rows.shape
     groups_at_once, rows_at_once = max(1, _BLOCK // size**2), max(1, _BLOCK // size)
     with torch.autocast(rows.device.type, enabled=False):
         for group in range(0, groups, groups_at_once):
-            part = rows[group : group + groups_at_once]
+            part = rows[group : group + groups_at_once].to(rows.dtype if rows.is_mps else torch.float64)
             for row in range(0, size, rows_at_once):
-                yield group, row, (part[:, row : row + rows_at_once] @ part[:, row:].mT).clamp(-1, 1)
+                cosines = part[:, row : row + rows_at_once] @ part[:, row:].mT
+                yield group, row, cosines.clamp(-1, 1).to(rows.dtype)
 
 
 def _profile(layer: KernelLayer, weight: Tensor, merge_prob: float, threshold: Threshold, pairs: int) -> LayerProfile:
     if weight.is_meta:
         raise ValueError(f"the weight of {layer.name} is on the meta device: kernels without values have no cosines")
+    if weight.is_mps:  # where no float64 is
+        weight = weight.cpu()
     if not _has_cosines(weight):
         weight = torch.full(weight.shape, math.nan)
     rows = _unit_rows(weight, layer.groups)

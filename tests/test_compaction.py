@@ -321,6 +321,17 @@ def test_types_of_numbers_devices_and_frozen_weights_are_kept(device):
     assert not smaller.training
 
 
+def test_the_default_device_does_not_matter():
+    model = planted(SMALL["resnet"]())
+    _, expected = compact(model, torch.zeros(1, 3, 32, 32))
+    inputs = torch.zeros(1, 3, 32, 32)
+    with torch.device("meta"):
+        smaller, report = compact(model, inputs)
+        again = remove_channels(model, inputs, report.removed)
+    assert report.removed == expected.removed
+    assert {held.device.type for made in (smaller, again) for held in made.state_dict().values()} == {"cpu"}
+
+
 def test_the_report_is_a_table():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
     copy_channel(model[0], 0, 1)

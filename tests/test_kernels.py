@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import tracemalloc
@@ -180,3 +181,16 @@ def test_triton_kernels_are_not_loaded_without_a_gpu():
         "assert 'inmerge_optim.triton_kernels' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tallies_are_of_the_device_that_they_are_loaded_to():
+    tallies, file = Tallies(1), io.BytesIO()
+    merge_layers_({0: drawn(torch.ones(8, 2))}, tallies)
+    torch.save(tallies, file)
+    loaded = {}
+    for device in ("cpu", "meta"):
+        file.seek(0)
+        loaded[device] = torch.load(file, map_location=device, weights_only=False)
+        assert loaded[device].on(torch.device(device)).device.type == device
+    assert loaded["cpu"].read() == tallies.read() != [[0, 0]]
+    assert loaded["meta"].on(torch.device("cpu")).tolist() == [[0, 0]]
