@@ -86,12 +86,20 @@ def exit_on_input_error(run: Callable[[], None]) -> None:
         with stoppable():
             run()
             sys.stdout.flush()
+            _leave_launch()
     except InputError as error:
         _end(error, 2)
     except OSError as error:  # of a file that nobody sees to, such as standard output on a full disk
         _end(InputError(f"{first_line(error)}: mend that, and give the same command again"), 2)
     except Stopped as stop:
         _end(stop, stop.code)
+
+
+def _leave_launch() -> None:
+    """End the process group of a launch, where there is one, as torch asks of every process that ends well."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _end(reason: BaseException, code: int) -> NoReturn:

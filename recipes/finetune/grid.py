@@ -33,7 +33,7 @@ from .runs.lock import RunHeld, hold_run
 from .runs.settings import check_run_folder
 from .signals import Stopped
 from .training.arms import needed_stage, with_compacted_arms
-from .training.peers import failed_alike
+from .training.peers import LostPeer, failed_alike
 from .trial import BEGIN, JUDGE, AddSections, Part, check_trial, run_part, run_trial, tell_trial
 
 _RETRIES = 20  # of a task whose process or node died
@@ -100,6 +100,8 @@ def run_or_fail(trial: Trial) -> Outcome:
         _run_here(trial)
     except RunHeld as held:
         return held
+    except LostPeer:  # the launch ends, and what is told of the trial is the other's
+        raise
     except Exception as error:  # whatever a model, a device or a data set raises: the other trials go on
         sentence = first_line(error)
         return Failure(sentence, traceback.format_exc(), alone=not failed_alike(trial.name, sentence))

@@ -84,8 +84,6 @@ def predict_files(kept: Kept, paths: Sequence[Path]) -> tuple[dict[Path, np.ndar
 
     In cross-validation they are the means over the models of the folds.
     """
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
     versions, paths_of_weights = kept.run.versions, kept.run.weights(kept.seed, kept.arm)
     models = [
         load_kept_model(kept.options, kept, path, versions["launch"], versions.get("model"))

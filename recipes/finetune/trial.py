@@ -50,9 +50,9 @@ from .training.models import (
     use_grad_checkpointing,
 )
 from .training.optim import create_optimizer
-from .training.peers import is_lost_peer, watched_peers
+from .training.peers import LostPeer, is_lost_peer, watched_peers
 from .training.plan import arm_stage, backbone_stage
-from .training.randomness import seed_globals
+from .training.randomness import be_deterministic, seed_globals
 from .training.smaller import check_smaller
 from .training.stage import run_stage
 from .training.trackers import check_tracker
@@ -126,7 +126,7 @@ def _told_what_is_kept(run: Path, options: Options) -> Iterator[None]:
         if text.startswith("DataLoader worker"):
             raise InputError(f"{text.strip('. ')}, as when memory runs out; choose fewer --workers; {kept}") from error
         if is_lost_peer(error):
-            raise InputError(f"another process of the launch has ended ({text}); {kept}") from error
+            raise LostPeer(f"another process of the launch has ended ({text}); {kept}") from error
         raise
 
 
@@ -148,8 +148,7 @@ def _run_or_go_on(
     if accelerator.is_main_process:
         with damage_told(run) if data is None else nullcontext():
             tell_trial(run)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
+    accelerator.wait_for_everyone()  # the launch's process group stays: other trials of a zoo may follow
 
 
 def _begin(
@@ -243,16 +242,13 @@ def run_part(
     run = options.output
     accelerator = _accelerator(options, run)
     if part == BEGIN:
-        more = _begin(accelerator, options, run, load_data, main_first=False, checked=True) is not None
+        return _begin(accelerator, options, run, load_data, main_first=False, checked=True) is not None
+    data = _load(accelerator, options, load_data)
+    if part == JUDGE:
+        _judge(run, options, data, add_sections)
     else:
-        data = _load(accelerator, options, load_data)
-        if part == JUDGE:
-            _judge(run, options, data, add_sections)
-        else:
-            _run_stage(accelerator, options, data, run, *part)
-        more = True
-    accelerator.end_training()
-    return more
+        _run_stage(accelerator, options, data, run, *part)
+    return True
 
 
 def _load(accelerator: Accelerator, options: Options, load_data: Callable[[], ImageData]) -> ImageData:
@@ -271,9 +267,12 @@ def _is_judged(run: Path, options: Options) -> bool:
 
 def _accelerator(options: Options, run: Path) -> Accelerator:
     """An accelerator that splits batches over the processes, with all made deterministic that can be."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    be_deterministic()
+    here, devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+    if 0 < devices < here:
+        raise InputError(
+            f"the launcher started {here} processes on this machine, which shows {devices} GPU(s): launch one for each"
+        )
     try:
         accelerator = Accelerator(
             # Without this accelerate takes the processes of torchrun on the CPU for so many runs of their own.

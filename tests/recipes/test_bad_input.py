@@ -102,6 +102,12 @@ def test_a_launch_that_shards_the_model(refusal: Callable[..., str], monkeypatch
     assert "the launcher asks for FSDP" in refusal(*DIGITS)
 
 
+def test_a_launch_of_more_processes_than_gpus(refusal: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert "started 4 processes on this machine, which shows 2 GPU(s)" in refusal(*DIGITS)
+
+
 def test_output_folder_in_use(refusal: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("mine")

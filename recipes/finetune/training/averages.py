@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel, get_swa_avg_fn, update_bn
 
 Average = Literal["ema", "swa"]
 EMA_DECAY = 0.9998
@@ -22,7 +22,8 @@ def create_average(kind: Average, model: nn.Module) -> ModelEmaV3 | AveragedMode
     """
     if kind == "ema":
         return ModelEmaV3(model, decay=EMA_DECAY, use_warmup=True)
-    return AveragedModel(model, use_buffers=True)
+    # By default CUDA averages all tensors of a kind at once, and refuses batch norm's counts, which are integers.
+    return AveragedModel(model, avg_fn=get_swa_avg_fn(), use_buffers=True)
 
 
 def has_batch_norm(model: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from ..data.images import ImageData
 from ..options import Options
 from .batches import channel_statistics, model_input
 from .models import load_model
+from .randomness import be_deterministic
 
 _PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,6 +58,7 @@ def load_kept_model(
             CPU's.
         expected: mean and std of images, as the run has recorded them; None: what timm says today.
     """
+    be_deterministic()
     device, precision = PartialState().device, launch.get("precision", "no")
     memory_format = torch.channels_last if options.channels_last else torch.contiguous_format
     model = load_model(options, data, weights).eval().requires_grad_(False)

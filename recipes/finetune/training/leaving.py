@@ -33,7 +33,7 @@ _FEWEST = 5  # passes of each model
 def write_smaller(session: Session) -> None:
     """Write all that tells of a smaller model but its result; the main process calls it."""
     folder, options = session.stage.folder, session.options
-    smaller = copy.deepcopy(session.bare_model).cpu().eval()
+    smaller = _as_made(session)
     settings = {"num_classes": len(session.data.task.classes), "in_chans": options.in_chans}
     description = {"model": options.model, "settings": settings, "input_size": input_size(options, session.data)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +47,13 @@ def write_smaller(session: Session) -> None:
         _write_if_possible(session, folder / name, partial(write, model=smaller, inputs=inputs))
     whole = create_model(options, session.data, pretrained=False).eval()
     write_json(folder / TIMING, {**read_json(folder / TIMING), LATENCY: _latencies(whole, smaller, inputs[:1])})
+
+
+def _as_made(session: Session) -> nn.Module:
+    """A copy of the stage's model on the host as the whole one is made: contiguous, without accelerate's autocast."""
+    copied = copy.deepcopy(session.bare_model).cpu().eval().to(memory_format=torch.contiguous_format)
+    made: nn.Module = session.accelerator.unwrap_model(copied, keep_fp32_wrapper=False)
+    return made
 
 
 def _write_if_possible(session: Session, path: Path, write: Callable[[Path], None]) -> None:

@@ -16,6 +16,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from ..errors import InputError
+
 BEAT = 2.0  # seconds between two looks
 SILENCE = 20.0  # a process whose number has not grown for so long is taken for stopped
 
@@ -112,6 +114,10 @@ def _watch(rank: int, seen: list[float], ended: threading.Event) -> None:
                 flush=True,
             )
         os._exit(2)
+
+
+class LostPeer(InputError):
+    """Another process of the launch has ended, and can tell better why."""
 
 
 def is_lost_peer(error: RuntimeError) -> bool:

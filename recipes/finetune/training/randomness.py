@@ -4,6 +4,7 @@ Each use draws from a generator keyed by the seed, the purpose, the kind of stag
 no snapshot of generators, and the arms of one seed see the same data in the same order with the same dropout.
 """
 
+import os
 import random
 import zlib
 
@@ -22,6 +23,13 @@ def seed_globals(seed: int, stage: str, epoch: int, rank: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(words[0])  # noqa: NPY002 - libraries draw from it
     torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+
+
+def be_deterministic() -> None:
+    """Let torch choose operations whose results repeat on the same machine, as far as it has them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _number(word: str) -> int:

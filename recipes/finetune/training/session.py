@@ -106,6 +106,8 @@ def prepare_session(accelerator: Accelerator, options: Options, data: ImageData,
         model.compile()  # in place, so that the names of its weights stay
     tally = MergeTally(model, wrapped, watched)
     loaders = _loaders(accelerator, options, data, stage)
+    if accelerator.scaler is not None:  # one of its own, as the scale that another stage came to is no start for this
+        accelerator.scaler = torch.amp.GradScaler(accelerator.device.type)
     model, optimizer, *prepared = accelerator.prepare(model, wrapped, *loaders.values())
     if average is not None:
         average = accelerator.prepare_model(average, evaluation_mode=True)  # part of the checkpoints, but not trained

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import report
 import torch
+from accelerate import Accelerator
 from finetune.judging.obuchowski_rockette import compare, error_covariances
 from finetune.reports.pages import write_side_by_side
 from finetune.runs.finished import FinishedRun
@@ -116,3 +117,25 @@ def test_backbones_that_break_in_all_seeds_leave_a_summary_too(
     assert "No arm came to an end in any seed." in capsys.readouterr().out
     assert summary_of(run)["diverged"] == {"baseline": {"0": 0}, "inmerge": {"0": 0}}
     assert "inmerge diverged in 1 of 1 seeds and baseline diverged in 1 of 1 seeds" in (run / "report.md").read_text()
+
+
+def test_each_stage_has_a_gradient_scaler_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that an earlier stage has driven to nothing, as it diverged, would let the next train on nothing."""
+    made, scales = finetune.trial._accelerator, []
+
+    def with_scaler(*arguments: Any) -> Accelerator:
+        accelerator = made(*arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu")  # as fp16 has on a GPU
+        return accelerator
+
+    def train(accelerator: Accelerator, *_: Any) -> float:
+        accelerator.scaler.scale(torch.ones(1))  # it makes its scale when it is first asked for
+        scales.append(accelerator.scaler.get_scale())
+        accelerator.scaler.update(2.0**-30)
+        return 0.5
+
+    monkeypatch.setattr(finetune.trial, "_accelerator", with_scaler)
+    monkeypatch.setattr(finetune.training.stage, "train_epoch", train)
+    run_digits(tmp_path, "--epochs", "0", "--inmerge-epochs", "1", "--limit-train", "200")
+    assert len(scales) == 2
+    assert set(scales) == {2.0**16}

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import compaction
 import finetune.training.leaving
@@ -14,6 +15,8 @@ import finetune.training.stage
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from finetune.data import tasks
 from finetune.grid import Trial, _following
 from finetune.options import Options
@@ -27,6 +30,7 @@ from finetune.training.inference import load_kept_model
 from finetune.training.plan import arm_stage
 from finetune.training.points import compaction_arms
 from small_runs import Killed, assert_same, kill_at, run_recipe
+from torch import nn
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (extra compact)")
 
@@ -229,3 +233,18 @@ def test_it_is_said_that_torch_pruning_is_needed(
         run_recipe(*DIGITS, "--output", tmp_path / "run", "--compact")
     assert 'pip install "inmerge_optim[compact]"' in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_left_and_timed_has_neither_the_layout_nor_the_precision_of_training() -> None:
+    """Else it would be compared with a whole model of another layout, and its program would hold autocast."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # an earlier test's
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+    model = accelerator.prepare(nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last))
+    session, images = mock.Mock(accelerator=accelerator, bare_model=model), torch.ones(1, 3, 8, 8)
+    made = finetune.training.leaving._as_made(session)
+    assert made.weight.is_contiguous()
+    assert torch.equal(made(images), torch.conv2d(images, made.weight, made.bias))
+    assert model.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not torch.equal(model(images), made(images)), "the stage's own model should still compute in bfloat16"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
