@@ -106,7 +106,10 @@ class Binding:
                 f"merge_channels blends what else the channels of {self.listed[index].name} have, which a "
                 "copied or unpickled optimizer doesn't know: wrap the base anew, with the model"
             )
-        found = [layer.bias, *(getattr(module, name, None) for module in others for name in PER_CHANNEL)]
+        found = [
+            getattr(layer, "bias", None),
+            *(getattr(module, name, None) for module in others for name in PER_CHANNEL),
+        ]
         channels = [values for values in found if isinstance(values, Tensor)]
         if is_sharded(weight) and any(
             isinstance(values, nn.Parameter) and not is_sharded(values) for values in channels

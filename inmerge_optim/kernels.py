@@ -103,13 +103,14 @@ def merge_layers_(layers: Mapping[int, DrawnLayer], tallies: Tallies) -> None:
 def _as_rows(layer: DrawnLayer) -> DrawnLayer | None:
     """View a layer's kernels, and what goes with them, as rows, (n, d); None where they are none."""
     weight, pairs, rule, donors, channels = layer
-    rows, of_channels = _in_order(weight), [_in_order(values) for values in channels]
-    if rows is None or any(values is None for values in of_channels):
+    rows = _in_order(weight)
+    of_channels = [ordered for values in channels if (ordered := _in_order(values)) is not None]
+    if rows is None or len(of_channels) < len(channels):
         return None
     if donors is not None and not weight.is_contiguous():  # they come in the order of the weight's own dimensions
         return None
     donors = donors if donors is None else donors.view(-1, rows.shape[1])
-    return DrawnLayer(rows, pairs, rule, donors, tuple(values for values in of_channels if values is not None))
+    return DrawnLayer(rows, pairs, rule, donors, tuple(of_channels))
 
 
 def _in_order(tensor: Tensor) -> Tensor | None:

@@ -8,7 +8,7 @@ import random
 import sys
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from numbers import Integral
@@ -119,7 +119,7 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
 
     def note(module: nn.Module, args: Any, output: Any) -> None:
         name, result = names[module], next(_tensors(output))
-        if name in depthwise:
+        if is_depthwise(module):
             flow.act_per_channel(name, *_tensors(args))
         flow.pass_through(name, args, result)
         if name not in trace.executed:
@@ -129,7 +129,6 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
                 trace.fully_connected.add(name)
 
     norms = {module: name for name, module in model.named_modules() if isinstance(module, _BATCH_NORMS)}
-    depthwise = {name: kernel_count(layer) for name, layer in layers.items() if is_depthwise(layer)}
     with _undisturbed(), _set_aside(model, stand_ins):
         flow.weights_are(stand_ins.all())
         for layer in names:
@@ -142,9 +141,10 @@ def _run(model: nn.Module, layers: Mapping[str, nn.Module], inputs: Any, trace: 
             output = model(*args, **kwargs)
     if known_attribute(model, "num_classes") != 0:  # 0 is timm's for a model without a head
         trace.classifiers = _classifiers(layers, trace.executed, flow, output)
-    widths = depthwise | {name: int(norm.num_features) for norm, name in norms.items()}
+    widths = {name: kernel_count(layer) for name, layer in layers.items()}
+    widths |= {name: int(norm.num_features) for norm, name in norms.items()}
     for name in reversed(trace.executed):  # what follows a depthwise convolution is known before what it follows
-        own = _per_channel(name, layers[name], flow, widths, depthwise.keys(), trace.per_channel)
+        own = _per_channel(name, layers, flow, widths, trace.per_channel)
         if own is not None:
             trace.per_channel[name] = own
 
@@ -325,27 +325,25 @@ def _classifiers(layers: Mapping[str, nn.Module], executed: list[str], flow: _Fl
 
 def _per_channel(
     name: str,
-    layer: nn.Module,
+    layers: Mapping[str, nn.Module],
     flow: _Flow,
     widths: Mapping[str, int],
-    depthwise: Collection[str],
     later: Mapping[str, tuple[str, ...]],
 ) -> tuple[str, ...] | None:
     """Return the modules that act on a layer's channels, and no other's, one by one; None if more does.
 
     Args:
+        layers: those that were noted, depthwise convolutions among them.
         widths: by module that acts so, its channels.
-        depthwise: which of them are convolutions.
         later: what is known of the layers that are executed later.
     """
     following = [module for module, sources in flow.per_channel.items() if name in sources]
-    alone = all(flow.per_channel[module] == {name} and widths[module] == kernel_count(layer) for module in following)
-    passed = [module for module in following if module in depthwise]
-    if not alone or name in flow.scaled or not layer._parameters.keys() <= {"weight", "bias"}:
+    alone = all(flow.per_channel[module] == {name} and widths[module] == widths[name] for module in following)
+    convolutions = [module for module in following if module in layers]
+    plain = layers[name]._parameters.keys() <= {"weight", "bias"} and name not in flow.scaled
+    if not (alone and plain and all(convolution in later for convolution in convolutions)):
         return None
-    if any(module not in later for module in passed):
-        return None
-    return (*following, *(module for convolution in passed for module in later[convolution]))
+    return (*following, *(module for convolution in convolutions for module in later[convolution]))
 
 
 def _batch_norm(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -97,7 +97,7 @@ def exit_on_input_error(run: Callable[[], None]) -> None:
 
 def _leave_launch() -> None:
     """End the process group of a launch, where there is one, as torch asks of every process that ends well."""
-    distributed = sys.modules.get("torch.distributed")
+    distributed = sys.modules.get("torch.distributed")  # not imported: --help is answered without torch
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
 

@@ -123,7 +123,7 @@ def check_weights_kept_whole_after_the_backward() -> None:
 
 
 def channels_pair(**sharding: Any) -> tuple[nn.Module, InMergeOptimizer, OneProcess]:
-    """As sharded_pair, of a model with a batch norm that is merged along."""
+    """As sharded_pair, of a model with a batch norm and a depthwise convolution that are merged along."""
     model, plain = make_normed_model(), make_normed_model()
     layers = [layer for layer in kernel_layers(model, 1, merge_channels=True) if layer.selected]
     assert layers[0].per_channel == ("3", "4")
