@@ -47,7 +47,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inmerge_optim.compaction import CompactionReport, compact, load_compacted, remove_channels, save_compacted
+    from inmerge_optim.compacted_files import load_compacted, save_compacted
+    from inmerge_optim.compaction import CompactionReport, compact, remove_channels
     from inmerge_optim.drawing import draw_pairs
     from inmerge_optim.merging import merge_kernels_
     from inmerge_optim.models import CheckpointError, read_checkpoint
@@ -73,11 +74,11 @@ _HOMES = {
     "kernel_layers": "selection",
     "kernel_ranks": "ranks",
     "kernel_similarity": "similarity",
-    "load_compacted": "compaction",
+    "load_compacted": "compacted_files",
     "merge_kernels_": "merging",
     "read_checkpoint": "models",
     "remove_channels": "compaction",
-    "save_compacted": "compaction",
+    "save_compacted": "compacted_files",
     "similarity_profile": "similarity",
 }
 

@@ -368,7 +368,8 @@ def _compact(options: argparse.Namespace) -> None:
     try:
         import torch
 
-        from inmerge_optim.compaction import compact, save_compacted
+        from inmerge_optim.compacted_files import save_compacted
+        from inmerge_optim.compaction import compact
         from inmerge_optim.tracing import own_size
 
         model, title = _build(options)

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from inmerge_optim import CheckpointError, cli, compact, load_compacted, remove_channels, save_compacted
-from inmerge_optim.compaction import compact_clusters, is_compacted
+from inmerge_optim.compacted_files import is_compacted
+from inmerge_optim.compaction import compact_clusters
 
 pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (extra compact)")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from inmerge_optim.compaction import save_compacted
+from inmerge_optim.compacted_files import save_compacted
 
 from ..errors import first_line
 from ..files import PARTIAL, read_json, storage_errors, write_json

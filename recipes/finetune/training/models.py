@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from inmerge_optim.compaction import is_compacted, load_compacted
+from inmerge_optim.compacted_files import is_compacted, load_compacted
 from inmerge_optim.models import CheckpointError, ModelError, check_name, create_timm_model, read_checkpoint
 
 from ..data.images import ImageData
